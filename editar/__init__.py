@@ -1,0 +1,1 @@
+"""EditAR: image editing and translation as next-token prediction."""

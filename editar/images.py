@@ -1,0 +1,139 @@
+"""Pictures in and out: the only place that opens, flattens, resizes, crops or quantises an image.
+
+Sources of the rules: EditAR's data sets (Lanczos on the short side, centre crop, [-1, 1]) and its
+sampling scripts (truncation, not rounding, to uint8).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 300_000_000
+
+
+class ImageError(ValueError):
+    """A picture file that cannot be used; the message names the file and the reason."""
+
+
+def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open any picture a person has as upright 8-bit RGB.
+
+    Handles EXIF rotation, palettes, alpha (over white), CMYK, grey, 16-bit and float images.
+    Raises ImageError for a missing, unreadable, truncated, empty or too large file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: no such image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError(
+                        f"{path}: {width}x{height} is more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path}: not a readable image ({error})") from None
+    return to_rgb(upright)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        if image.mode != "F" and values.max(initial=0) > 255:
+            values = values / 257.0
+        elif image.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255.0
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return Image.fromarray(flatten_alpha(image))
+    return image.convert("RGB")
+
+
+def flatten_alpha(image: Image.Image) -> np.ndarray:
+    """Blend over white in float64 and truncate -> (H, W, 3) uint8 (EditAR `whiten_transparency`).
+
+    The official data sets call `convert("RGB")` first, so there transparency is discarded and this
+    blend never acts; it acts on the pictures people hand to `editar.edit`.
+    """
+    rgba = np.asarray(image.convert("RGBA")).astype(np.float64)
+    alpha = rgba[..., 3:] / 255.0
+    return ((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8)
+
+
+def resize_and_crop(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """Scale the short side to `size` (sides rounded half to even), then crop the centre."""
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), resample)
+    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """RGB picture, uint8 (H, W, 3) -> (3, H, W) float32 in [-1, 1]; float64 inside, as EditAR."""
+    array = np.asarray(image).astype(np.float64) / 255.0 * 2.0 - 1.0
+    return torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
+
+
+def preprocess(image: Image.Image, size: int) -> torch.Tensor:
+    """RGB picture -> (3, size, size) float32 in [-1, 1]."""
+    return to_tensor(resize_and_crop(image, size))
+
+
+def batch_to_tensor(images: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, clamped and truncated as the official scripts do."""
+    scaled = (images.detach().float().clamp(-1, 1) + 1) / 2 * 255
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_image(image: Image.Image | np.ndarray, path: str | Path) -> None:
+    """Write atomically: a half-written file never carries the final name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        image.save(partial)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}; use a name that ends in .png or .jpg") from None
+    os.replace(partial, path)
+
+
+def side_by_side(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Pictures of one height, (H, W, 3) uint8 each, in a row on white."""
+    height = images[0].shape[0]
+    white = np.full((height, gap, 3), 255, np.uint8)
+    row: list[np.ndarray] = []
+    for image in images:
+        row += [image, white]
+    return np.concatenate(row[:-1], axis=1)
+
+
+def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Rows of equally sized pictures as one picture on white."""
+    lines = [side_by_side(row, gap) for row in rows]
+    white = np.full((gap, lines[0].shape[1], 3), 255, np.uint8)
+    sheet: list[np.ndarray] = []
+    for line in lines:
+        sheet += [line, white]
+    return np.concatenate(sheet[:-1], axis=0)

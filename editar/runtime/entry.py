@@ -1,0 +1,56 @@
+"""How an entry starts: compose the YAML, make the dataclass, run, and turn known errors into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from editar.config import CONFIG_DIR, ConfigError, to_dataclass
+
+T = TypeVar("T")
+
+
+def compose(name: str, overrides: list[str]) -> Any:
+    """The composed config `configs/NAME.yaml` under `key=value` overrides, as an OmegaConf node."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    if not CONFIG_DIR.is_dir():
+        raise ConfigError(f"{CONFIG_DIR} is missing: install editar with `pip install -e .` from a clone")
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra_compose(name, overrides)
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def load_config(cls: type[T], name: str, overrides: list[str]) -> T:
+    return to_dataclass(cls, compose(name, overrides))
+
+
+def run(cls: type[T], name: str, action: Callable[[T], object]) -> None:
+    """Entry body: `action(config)`; a mistake of the user's ends in one line and exit code 2."""
+    arguments = sys.argv[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"usage: python -m editar.{name} key=value ...   (keys and defaults: configs/{name}.yaml)\n")
+        from editar.config import to_yaml
+
+        print(to_yaml(cls))
+        return
+    try:
+        action(load_config(cls, name, arguments))
+    except user_errors() as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"editar.{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose text is written for the user."""
+    from editar.images import ImageError
+    from editar.runtime.files import CheckpointError
+
+    return (ConfigError, ImageError, CheckpointError)

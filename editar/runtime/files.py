@@ -1,0 +1,121 @@
+"""Run folders: atomic writes, weights beside their config, and what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from editar.config import ConfigError, to_yaml
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or does not fit; one line for the user."""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write atomically: readers see the old file or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, default=float) + "\n")
+
+
+def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """state dict -> safetensors, atomically; `metadata` lands in the file's header."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+    os.replace(partial, path)
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """safetensors -> state dict on the CPU. Raises CheckpointError when missing or damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        return load_file(str(path))
+    except Exception as error:  # safetensors raises its own untyped errors for damaged files
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | Path) -> None:
+    """Strict load that names every missing, unexpected or mis-shaped key before it changes anything."""
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, the config needs {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise CheckpointError(f"{origin}: does not fit the configured model: {shown}")
+    module.load_state_dict(state)
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def start_run_folder(folder: str | Path, cfg: Any) -> Path:
+    """Create (or re-enter) a run folder and write config.yaml and provenance.json into it.
+
+    An existing folder must have been made with the same config: raises ConfigError otherwise.
+    """
+    folder = Path(folder)
+    text = to_yaml(cfg)
+    config_file = folder / "config.yaml"
+    if config_file.is_file() and config_file.read_text() != text:
+        changed = sorted(set(text.splitlines()) - set(config_file.read_text().splitlines()))
+        raise ConfigError(
+            f"{folder} holds a run with another config (now: {'; '.join(line.strip() for line in changed[:4])}); "
+            "choose another output_dir or remove that folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(config_file, text)
+    write_json(folder / "provenance.json", provenance())
+    return folder
+
+
+def provenance() -> dict[str, str]:
+    """Command, commit, versions and host of this process."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "command": " ".join(sys.argv),
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "gpu": gpu,
+        "cpus": str(os.cpu_count()),
+    }

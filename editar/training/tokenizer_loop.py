@@ -1,0 +1,137 @@
+"""Train a VQ tokenizer from scratch: one process, stops by steps, leaves a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from editar.config import OptimConfig, TokenizerTrainConfig
+from editar.data.nano_world import NanoWorld
+from editar.data.sample import EditSample
+from editar.encoders.vq import VQModel
+from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
+from editar.runtime.device import pick_device
+from editar.runtime.files import save_weights, start_run_folder, write_json
+from editar.runtime.log import MetricLogger, say
+from editar.training.codebook import kmeans_init, restart_dead_codes
+from editar.training.optim import lr_at, make_optimizer, set_lr
+from editar.training.tokenizer_losses import (
+    PatchDiscriminator,
+    build_lpips,
+    hinge_discriminator_loss,
+    reconstruction_loss,
+)
+
+
+def both_images(samples: list[EditSample]) -> torch.Tensor:
+    """Sources and targets of some samples as one batch, (2B, 3, H, W) float32 in [-1, 1]."""
+    return batch_to_tensor(np.stack([image for sample in samples for image in (sample.source, sample.target)]))
+
+
+def image_loader(cfg: TokenizerTrainConfig) -> DataLoader:
+    """Fresh nano pictures for every step; sample i is the same whatever the number of workers."""
+    pairs = max(1, cfg.batch_size // 2)
+    world = NanoWorld("train", cfg.steps * pairs, cfg.data.seed)
+    return DataLoader(world, batch_size=pairs, collate_fn=both_images, num_workers=cfg.num_workers)
+
+
+def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
+    """Train, save `model.safetensors` + `config.yaml` + pictures in cfg.output_dir; returns it."""
+    folder = start_run_folder(cfg.output_dir, cfg)
+    torch.manual_seed(cfg.seed)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    device = pick_device(cfg.device)
+    model = VQModel(cfg.tokenizer).to(device, memory_format=torch.channels_last).train()
+    optim = OptimConfig(
+        lr=cfg.lr, beta1=cfg.beta1, beta2=cfg.beta2, weight_decay=cfg.weight_decay,
+        schedule="cosine", warmup_steps=cfg.warmup_steps,
+    )  # fmt: skip
+    optimizer = make_optimizer(model, optim)
+    adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
+    lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
+    say(f"tokenizer: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
+    logger = MetricLogger(folder, cfg.steps, unit="images")
+    counts = torch.zeros(cfg.tokenizer.codebook_size, dtype=torch.long)
+
+    loader = image_loader(cfg)
+    if cfg.kmeans_init:
+        kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator)
+    for step, batch in enumerate(loader):
+        images = batch.to(device, memory_format=torch.channels_last)
+        set_lr(optimizer, lr_at(step, cfg.steps, optim))
+        latents = model.latents(images)
+        quantised, losses, codes = model.quantize(latents)
+        recon = model.decode_latents(quantised)
+        pixels = reconstruction_loss(recon, images, cfg)
+        total = pixels + losses.codebook + losses.commit + losses.entropy
+        if lpips is not None:
+            total = total + cfg.lpips_weight * lpips(recon, images).mean()
+        if adversary is not None and step >= cfg.gan_start:
+            total = total - cfg.gan_weight * adversary.judge(recon).mean()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        if adversary is not None and step >= cfg.gan_start:
+            adversary.learn(images, recon.detach())
+
+        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
+        done = step + 1
+        if done % cfg.log_every == 0 or done == cfg.steps:
+            psnr = -10 * torch.log10((recon.detach().clamp(-1, 1) - images).square().mean() / 4)
+            values = {"pixels": float(pixels), "commit": float(losses.commit), "psnr_db": float(psnr)}
+            logger.log(done, values | {"codes_used": float((counts > 0).sum())}, cfg.batch_size)
+        if cfg.restart_every and done % cfg.restart_every == 0:
+            if done < 0.7 * cfg.steps:  # the last third lets the codebook settle
+                flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim)
+                restart_dead_codes(model.quantize, counts.to(device), flat, generator)
+            counts.zero_()
+
+    _finish(model.eval(), cfg, folder, device)
+    return folder
+
+
+class Adversary:
+    """The PatchGAN discriminator and its optimiser."""
+
+    def __init__(self, cfg: TokenizerTrainConfig, device: torch.device) -> None:
+        self.net = PatchDiscriminator().to(device)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
+
+    def judge(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+    def learn(self, real: torch.Tensor, fake: torch.Tensor) -> None:
+        loss = hinge_discriminator_loss(self.net(real), self.net(fake))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+@torch.no_grad()
+def _collect_latents(model: VQModel, cfg: TokenizerTrainConfig, device: torch.device) -> torch.Tensor:
+    """Latents of enough pictures for k-means, (M, C) with M >= 8 per code."""
+    per_image = (cfg.image_size // cfg.tokenizer.downsample) ** 2
+    pairs = max(8, -(-8 * cfg.tokenizer.codebook_size // (2 * per_image)))
+    world = NanoWorld("train", pairs, cfg.data.seed)
+    images = both_images([world[i] for i in range(pairs)]).to(device)
+    return model.latents(images).permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim).cpu()
+
+
+@torch.no_grad()
+def _finish(model: VQModel, cfg: TokenizerTrainConfig, folder: Path, device: torch.device) -> None:
+    """Measure on held-out pictures, save weights, result and a sheet of reconstructions."""
+    world = NanoWorld("heldout", 64, cfg.data.seed)
+    images = both_images([world[i] for i in range(64)]).to(device)
+    codes = model.encode(images)
+    recon = model.decode(codes).clamp(-1, 1)
+    psnr = -10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4)
+    result = {"heldout_psnr_db": float(psnr.mean()), "heldout_codes_used": int(codes.unique().numel())}
+    write_json(folder / "result.json", result)
+    before, after = to_uint8(images), to_uint8(recon)
+    save_image(contact_sheet([list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]), folder / "recon.png")
+    save_weights(model.state_dict(), folder / "model.safetensors")
+    say(f"tokenizer saved in {folder}: held-out PSNR {result['heldout_psnr_db']:.2f} dB, {result['heldout_codes_used']} codes used")
