@@ -7,7 +7,7 @@ with one line that names the key, the value found and what is allowed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
-    ValidationError,
 )
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -410,22 +408,22 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
         if missing:
             raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)} on the command line")
         result = OmegaConf.to_object(merged)
-    except (ConfigKeyError, ConfigAttributeError) as error:
-        raise ConfigError(f"unknown key {error.full_key!r}{_known_keys(cls, error.full_key)}") from None
-    except (ValidationError, MissingMandatoryValue, OmegaConfBaseException) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"{getattr(error, 'full_key', '') or 'config'}: {first_line}") from None
+    except OmegaConfBaseException as error:
+        raise explain(error, cls) from None
     result.resolve()  # type: ignore[attr-defined]
     return result  # type: ignore[return-value]
 
 
-def _known_keys(cls: type, full_key: str | None) -> str:
-    """`; known there: a, b` for the section that `full_key` points into."""
-    node: Any = OmegaConf.structured(cls)
-    for part in (full_key or "").split(".")[:-1]:
-        node = node[part] if isinstance(node, DictConfig) and part in node else {}
-    keys = sorted(str(key) for key in node)
-    return f"; known there: {', '.join(keys)}" if keys else ""
+def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
+    """OmegaConf's several-line errors as one line with the key, the value and what is known."""
+    key = str(getattr(error, "full_key", None) or "config")
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        node: Any = OmegaConf.structured(schema)
+        for part in key.split(".")[:-1]:
+            node = node[part] if isinstance(node, DictConfig) and part in node else {}
+        known = ", ".join(sorted(str(name) for name in node))
+        return ConfigError(f"unknown key {key!r}" + (f"; known there: {known}" if known else ""))
+    return ConfigError(f"{key}: {str(error).splitlines()[0]}")
 
 
 def override(section: T, changes: dict[str, Any], name: str) -> T:
@@ -433,11 +431,8 @@ def override(section: T, changes: dict[str, Any], name: str) -> T:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(section), changes)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except (ConfigKeyError, ConfigAttributeError) as error:
-        known = ", ".join(asdict(section))  # type: ignore[call-overload]
-        raise ConfigError(f"unknown key {name}.{error.full_key}; known there: {known}") from None
-    except ValidationError as error:
-        raise ConfigError(f"{name}.{error.full_key}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {explain(error, section)}") from None
 
 
 def to_yaml(cfg: Any) -> str:

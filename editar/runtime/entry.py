@@ -7,28 +7,40 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from editar.config import CONFIG_DIR, ConfigError, to_dataclass
+from omegaconf.errors import OmegaConfBaseException
+
+from editar.config import CONFIG_DIR, ConfigError, explain, to_dataclass
 
 T = TypeVar("T")
 
 
-def compose(name: str, overrides: list[str]) -> Any:
-    """The composed config `configs/NAME.yaml` under `key=value` overrides, as an OmegaConf node."""
+def compose(cls: type, name: str, overrides: list[str]) -> Any:
+    """The composed config `configs/NAME.yaml` under `key=value` overrides, as an OmegaConf node.
+
+    The dataclass is the schema (`NAME_schema` in the YAML's defaults), so every field can be
+    overridden and an unknown key stops here.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
 
     if not CONFIG_DIR.is_dir():
         raise ConfigError(f"{CONFIG_DIR} is missing: install editar with `pip install -e .` from a clone")
+    ConfigStore.instance().store(name=f"{name}_schema", node=cls)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra_compose(name, overrides)
     except HydraException as error:
+        if isinstance(error.__cause__, OmegaConfBaseException):
+            raise explain(error.__cause__, cls) from None
         raise ConfigError(" ".join(str(error).split())) from None
+    except OmegaConfBaseException as error:
+        raise explain(error, cls) from None
 
 
 def load_config(cls: type[T], name: str, overrides: list[str]) -> T:
-    return to_dataclass(cls, compose(name, overrides))
+    return to_dataclass(cls, compose(cls, name, overrides))
 
 
 def run(cls: type[T], name: str, action: Callable[[T], object]) -> None:

@@ -82,7 +82,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
         done = step + 1
         if done % cfg.log_every == 0 or done == cfg.steps:
             psnr = -10 * torch.log10((recon.detach().clamp(-1, 1) - images).square().mean() / 4)
-            values = {"pixels": float(pixels), "commit": float(losses.commit), "psnr_db": float(psnr)}
+            values = {"pixels": float(pixels.detach()), "commit": float(losses.commit.detach()), "psnr_db": float(psnr)}
             logger.log(done, values | {"codes_used": float((counts > 0).sum())}, cfg.batch_size)
         if cfg.restart_every and done % cfg.restart_every == 0:
             if done < 0.7 * cfg.steps:  # the last third lets the codebook settle
