@@ -172,7 +172,12 @@ class DropConfig:
 
 @dataclass
 class OptimConfig:
+    """Defaults are the paper's. `muon` is for short trainings from scratch (nano)."""
+
+    name: str = "adamw"  # adamw | muon
     lr: float = 1e-4
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -260,7 +265,7 @@ class TrainConfig:
         check_choice("precision", self.precision, ("bf16", "fp32"))
         check_choice("resume", self.resume, ("auto", "never"))
         check_choice("teacher.name", self.teacher.name, ("none", "dinov2", "clip", "hog"))
-        check_choice("optim.schedule", self.optim.schedule, ("constant", "cosine", "linear"))
+        check_optim(self.optim)
         check_sampling(self.sampling)
         for key in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "eval_every"):
             check_positive(key, getattr(self, key))
@@ -280,12 +285,6 @@ class TokenizerTrainConfig:
     batch_size: int = 32
     num_workers: int = 2
     log_every: int = 20
-    lr: float = 1e-3
-    warmup_steps: int = 50
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip: float = 1.0
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     edge_weight: float = 0.0  # extra weight of pixels beside edges, 0 = plain mean
@@ -293,13 +292,15 @@ class TokenizerTrainConfig:
     lpips_weights: str | None = None
     gan_weight: float = 0.0
     gan_start: int = 20000
-    kmeans_init: bool = True
+    kmeans_at: int = 200  # steps as plain autoencoder before the codebook is set by k-means; -1 = never
     restart_every: int = 50  # steps between dead-code restarts, 0 = never
     device: str = "auto"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: NanoDataConfig = field(default_factory=NanoDataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
     def resolve(self) -> None:
+        check_optim(self.optim)
         check_tokenizer(self.tokenizer, self.image_size)
         for key in ("steps", "batch_size", "log_every"):
             check_positive(key, getattr(self, key))
@@ -381,6 +382,11 @@ def check_gpt(cfg: GPTConfig) -> None:
     check_choice("rope.layout", cfg.rope.layout, ("quadrants", "shared"))
     check_choice("rope.text", cfg.rope.text, ("zero", "identity"))
     check_choice("rope.query", cfg.rope.query, ("input", "output"))
+
+
+def check_optim(cfg: OptimConfig) -> None:
+    check_choice("optim.name", cfg.name, ("adamw", "muon"))
+    check_choice("optim.schedule", cfg.schedule, ("constant", "cosine", "linear"))
 
 
 def check_sampling(cfg: SamplingConfig) -> None:

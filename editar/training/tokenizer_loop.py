@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from editar.config import OptimConfig, TokenizerTrainConfig
+from editar.config import TokenizerTrainConfig
 from editar.data.nano_world import NanoWorld
 from editar.data.sample import EditSample
 from editar.encoders.vq import VQModel
@@ -17,7 +17,7 @@ from editar.runtime.device import pick_device
 from editar.runtime.files import save_weights, start_run_folder, write_json
 from editar.runtime.log import MetricLogger, say
 from editar.training.codebook import kmeans_init, restart_dead_codes
-from editar.training.optim import lr_at, make_optimizer, set_lr
+from editar.training.optim import lr_factor, make_optimizers, set_lr
 from editar.training.tokenizer_losses import (
     PatchDiscriminator,
     build_lpips,
@@ -45,11 +45,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     generator = torch.Generator().manual_seed(cfg.seed)
     device = pick_device(cfg.device)
     model = VQModel(cfg.tokenizer).to(device, memory_format=torch.channels_last).train()
-    optim = OptimConfig(
-        lr=cfg.lr, beta1=cfg.beta1, beta2=cfg.beta2, weight_decay=cfg.weight_decay,
-        schedule="cosine", warmup_steps=cfg.warmup_steps,
-    )  # fmt: skip
-    optimizer = make_optimizer(model, optim)
+    optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
     lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
     say(f"tokenizer: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
@@ -57,24 +53,29 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     counts = torch.zeros(cfg.tokenizer.codebook_size, dtype=torch.long)
 
     loader = image_loader(cfg)
-    if cfg.kmeans_init:
-        kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator)
     for step, batch in enumerate(loader):
         images = batch.to(device, memory_format=torch.channels_last)
-        set_lr(optimizer, lr_at(step, cfg.steps, optim))
+        set_lr(optimizers, lr_factor(step, cfg.steps, cfg.optim))
+        if step == cfg.kmeans_at:
+            kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator)
         latents = model.latents(images)
         quantised, losses, codes = model.quantize(latents)
+        if step < cfg.kmeans_at:  # plain autoencoder: spreads the latents before they are quantised
+            quantised = model.quantize.normalise(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         recon = model.decode_latents(quantised)
         pixels = reconstruction_loss(recon, images, cfg)
-        total = pixels + losses.codebook + losses.commit + losses.entropy
+        total = pixels
+        if step >= cfg.kmeans_at:
+            total = total + losses.codebook + losses.commit + losses.entropy
         if lpips is not None:
             total = total + cfg.lpips_weight * lpips(recon, images).mean()
         if adversary is not None and step >= cfg.gan_start:
             total = total - cfg.gan_weight * adversary.judge(recon).mean()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
+        for optimizer in optimizers:
+            optimizer.step()
         if adversary is not None and step >= cfg.gan_start:
             adversary.learn(images, recon.detach())
 
@@ -85,7 +86,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
             values = {"pixels": float(pixels.detach()), "commit": float(losses.commit.detach()), "psnr_db": float(psnr)}
             logger.log(done, values | {"codes_used": float((counts > 0).sum())}, cfg.batch_size)
         if cfg.restart_every and done % cfg.restart_every == 0:
-            if done < 0.7 * cfg.steps:  # the last third lets the codebook settle
+            if cfg.kmeans_at <= step < 0.7 * cfg.steps:  # the last third lets the codebook settle
                 flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim)
                 restart_dead_codes(model.quantize, counts.to(device), flat, generator)
             counts.zero_()
@@ -99,7 +100,7 @@ class Adversary:
 
     def __init__(self, cfg: TokenizerTrainConfig, device: torch.device) -> None:
         self.net = PatchDiscriminator().to(device)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.optim.lr, betas=(cfg.optim.beta1, cfg.optim.beta2))
 
     def judge(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)

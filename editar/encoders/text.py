@@ -1,0 +1,145 @@
+"""Instruction -> T5 embeddings, frozen.
+
+EditAR tokenises the raw instruction (no caption cleaning), right-pads to 120 tokens and gives T5 the
+attention mask; the outputs at pad positions are not zeroed and the GPT attends to them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from editar.config import ConfigError, TextConfig
+from editar.runtime.device import pick_dtype
+from editar.runtime.log import say
+
+VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
+
+
+class TextTokens(NamedTuple):
+    ids: torch.Tensor  # (B, L) int64, right-padded
+    mask: torch.Tensor  # (B, L) int64, 1 where a token is
+
+
+class TextEncoder:
+    """Tokenizer and frozen T5 encoder; `encoder(texts)` -> (B, L, C) in the encoder's dtype."""
+
+    def __init__(self, cfg: TextConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        self.truncated = 0
+        if cfg.name == "nano":
+            self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(cfg.max_tokens)
+            self.model = nano_t5(cfg, self.tokenizer.size)
+        else:
+            self.tokenizer = HubTokenizer(cfg.name, cfg.max_tokens)
+            self.model = load_t5(cfg, device)
+        self.model = self.model.to(device, pick_dtype(cfg.dtype, device)).eval().requires_grad_(False)
+        if self.model.config.d_model != cfg.dim:
+            raise ConfigError(f"text.dim={cfg.dim} but {cfg.name} gives {self.model.config.d_model}-d embeddings")
+
+    def tokenize(self, texts: list[str]) -> TextTokens:
+        """Raw instructions -> ids and mask on the CPU; too long ones are cut with one warning each run."""
+        empty = [i for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise ConfigError(f"instruction {empty[0]} is empty; say what to change")
+        tokens, cut = self.tokenizer(texts)
+        if cut and not self.truncated:
+            say(f"warning: an instruction has more than {self.cfg.max_tokens} tokens; the rest is ignored")
+        self.truncated += cut
+        return tokens
+
+    @torch.no_grad()
+    def embed(self, tokens: TextTokens) -> torch.Tensor:
+        """(B, L) ids -> (B, L, C), pad positions included."""
+        ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        return self.embed(self.tokenize(texts))
+
+
+class WordTokenizer:
+    """Whole words of the nano world from a committed list; id 0 pad, 1 end, 2 unknown."""
+
+    def __init__(self, max_tokens: int) -> None:
+        words = json.loads(VOCABULARY_FILE.read_text())
+        self.ids = {word: index + 3 for index, word in enumerate(words)}
+        self.size = len(words) + 3
+        self.max_tokens = max_tokens
+
+    def __call__(self, texts: list[str]) -> tuple[TextTokens, int]:
+        """-> tokens and how many texts were cut."""
+        ids = torch.zeros(len(texts), self.max_tokens, dtype=torch.long)
+        cut = 0
+        for row, text in enumerate(texts):
+            words = [self.ids.get(word, 2) for word in re.findall(r"[a-z]+", text.lower())]
+            cut += len(words) + 1 > self.max_tokens
+            words = [*words[: self.max_tokens - 1], 1]
+            ids[row, : len(words)] = torch.tensor(words)
+        return TextTokens(ids, (ids != 0).long()), cut
+
+
+class HubTokenizer:
+    """The tokenizer of a T5 checkpoint: right padding to `max_tokens`, truncation, raw text."""
+
+    def __init__(self, name: str, max_tokens: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = _from_pretrained(AutoTokenizer, name)
+        self.max_tokens = max_tokens
+
+    def __call__(self, texts: list[str]) -> tuple[TextTokens, int]:
+        whole = self.tokenizer(texts)["input_ids"]
+        cut = sum(len(ids) > self.max_tokens for ids in whole)
+        batch = self.tokenizer(
+            texts, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        return TextTokens(batch["input_ids"], batch["attention_mask"]), cut
+
+
+def load_t5(cfg: TextConfig, device: torch.device) -> torch.nn.Module:
+    from transformers import T5EncoderModel
+
+    return _from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
+
+
+def nano_t5(cfg: TextConfig, vocabulary: int) -> torch.nn.Module:
+    """A small T5 encoder with random weights from a seed: context mixing without a download.
+
+    The relative-position table is drawn wide, so that neighbours weigh more and word order shows
+    in the embeddings (T5's own initialisation attends almost uniformly).
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    shape = T5Config(
+        vocab_size=vocabulary, d_model=cfg.dim, d_kv=cfg.dim // cfg.nano_heads, d_ff=2 * cfg.dim,
+        num_layers=cfg.nano_layers, num_heads=cfg.nano_heads, relative_attention_num_buckets=32,
+        dropout_rate=0.0, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.nano_seed)
+        model = T5EncoderModel(shape)
+        # Drawn here one by one, so the weights do not depend on how a transformers version fills them.
+        for name, parameter in sorted(model.named_parameters()):
+            if name.endswith("layer_norm.weight"):
+                parameter.data.fill_(1.0)
+            elif "relative_attention_bias" in name:
+                parameter.data.normal_(std=2.0)
+            elif "shared" in name or "embed_tokens" in name:
+                parameter.data.normal_(std=1.0)
+            else:
+                parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
+    return model
+
+
+def _from_pretrained(cls: type, name: str, **options: object):  # type: ignore[no-untyped-def]
+    """transformers' loader with a one-line error that says what to do."""
+    try:
+        return cls.from_pretrained(name, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"cannot load {name}: {reason}; give a hub id or the folder it was saved in") from None

@@ -1,0 +1,65 @@
+"""Rotary positions of the sequence [source image | text | target image].
+
+EditAR (gpt_edit.py, `precompute_freqs_cis_2d` on a doubled grid): the source takes the top-left
+block of a 2g x 2g grid, the target the bottom-right, text rows are all zero. A zero row makes the
+rotated q and k exactly zero, so every score with a text query or key is 0: text queries average
+their prefix, image queries give each text key weight exp(0). Other designs: `RopeConfig`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from editar.config import GPTConfig
+
+
+def rope_table(cfg: GPTConfig) -> torch.Tensor:
+    """(2N + L, head_dim / 2, 2) float32, last axis (cos, sin).
+
+    The first half of the channel pairs turns with the row, the second half with the column;
+    pair i turns by place * base^(-2i / (head_dim / 2)).
+    """
+    rows, columns, is_text = places(cfg)
+    half = cfg.head_dim // 2
+    exponents = torch.arange(0, half, 2)[: half // 2].float() / half
+    frequencies = 1.0 / cfg.rope.base**exponents  # (hd/4,)
+    angles = torch.cat(
+        [torch.outer(rows.float(), frequencies), torch.outer(columns.float(), frequencies)], dim=1
+    )  # (S, hd/2)
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (S, hd/2, 2)
+    table[is_text] = torch.tensor([0.0, 0.0] if cfg.rope.text == "zero" else [1.0, 0.0])
+    return table
+
+
+def places(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row, column (S,) int64 and is_text (S,) bool of every position, S = 2N + L.
+
+    With `query: output` target position j carries the place of code j + 1, which it predicts, and
+    the last text position that of code 0; the last target position is read but predicts nothing.
+    """
+    n, length, g = cfg.image_tokens, cfg.text_tokens, cfg.grid
+    index = torch.arange(n)
+    text = torch.zeros(length, dtype=torch.long)
+    offset = g if cfg.rope.layout == "quadrants" else 0
+    is_text = torch.zeros(2 * n + length, dtype=torch.bool)
+    is_text[n : n + length] = True
+    target = index
+    if cfg.rope.query == "output":
+        target = (index + 1).clamp(max=n - 1)
+        text = text.clone()
+        is_text[n + length - 1] = False
+        text_offset = torch.zeros(length, dtype=torch.long)
+        text_offset[-1] = offset
+        text = text + text_offset
+    rows = torch.cat([index // g, text, target // g + offset])
+    columns = torch.cat([index % g, text, target % g + offset])
+    return rows, columns, is_text
+
+
+def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotate adjacent channel pairs of x (B, S, H, hd) by table (S, hd/2, 2), in float32, cast back."""
+    pairs = x.float().unflatten(-1, (-1, 2))  # (B, S, H, hd/2, 2)
+    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).type_as(x)
