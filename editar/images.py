@@ -73,7 +73,9 @@ def flatten_alpha(image: Image.Image) -> np.ndarray:
     return ((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8)
 
 
-def resize_and_crop(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def resize_and_crop(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Scale the short side to `size` (sides rounded half to even), then crop the centre."""
     width, height = image.size
     if (width, height) != (size, size):

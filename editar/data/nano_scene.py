@@ -31,7 +31,13 @@ BACKGROUNDS = {
     "navy": (25, 35, 95),
     "pink": (245, 190, 205),
 }
-PHOTOS = {"cat": "chelsea", "coffee": "coffee", "astronaut": "astronaut", "rocket": "rocket", "motorcycle": "motorcycle"}
+PHOTOS = {
+    "cat": "chelsea",
+    "coffee": "coffee",
+    "astronaut": "astronaut",
+    "rocket": "rocket",
+    "motorcycle": "motorcycle",
+}
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",
@@ -192,5 +198,3 @@ def draw_labels(scene: Scene) -> np.ndarray:
     for shape in scene.shapes:
         canvas[coverage(shape.kind, shape.x, shape.y, shape.radius) > 0.5] = KINDS.index(shape.kind) + 1
     return canvas
-
-

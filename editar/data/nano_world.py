@@ -37,7 +37,13 @@ WORDING = {
         "turn the {old} into a {new}",
         "change the {old} to a {new}",
     ),
-    "remove": ("remove the {old}", "delete the {old}", "erase the {old}", "take away the {old}", "get rid of the {old}"),
+    "remove": (
+        "remove the {old}",
+        "delete the {old}",
+        "erase the {old}",
+        "take away the {old}",
+        "get rid of the {old}",
+    ),
     "add": (
         "add a {new} at the {place}",
         "put a {new} at the {place}",
@@ -252,7 +258,9 @@ def _other_colours(scene: Scene, index: int) -> list[tuple[str, Scene]]:
 
 
 def _other_kinds(scene: Scene, index: int) -> list[tuple[str, Scene]]:
-    return [("wrong shape", scene.with_shape(index, kind=name)) for name in ns.KINDS if name != scene.shapes[index].kind]
+    return [
+        ("wrong shape", scene.with_shape(index, kind=name)) for name in ns.KINDS if name != scene.shapes[index].kind
+    ]
 
 
 def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 
-
 def mix(values: np.ndarray, key: int) -> np.ndarray:
     """Hash uint64 values with a key (splitmix64's finaliser): uniform, stateless, vectorised."""
     with np.errstate(over="ignore"):

@@ -21,8 +21,14 @@ VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
 
 
 class TextTokens(NamedTuple):
-    ids: torch.Tensor  # (B, L) int64, right-padded
-    mask: torch.Tensor  # (B, L) int64, 1 where a token is
+    """Right-padded ids (B, L) int64; 0 is T5's pad token, and nothing else is 0."""
+
+    ids: torch.Tensor
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(B, L) int64, 1 where a token is."""
+        return (self.ids != 0).long()
 
 
 class TextEncoder:
@@ -80,7 +86,7 @@ class WordTokenizer:
             cut += len(words) + 1 > self.max_tokens
             words = [*words[: self.max_tokens - 1], 1]
             ids[row, : len(words)] = torch.tensor(words)
-        return TextTokens(ids, (ids != 0).long()), cut
+        return TextTokens(ids), cut
 
 
 class HubTokenizer:
@@ -98,7 +104,7 @@ class HubTokenizer:
         batch = self.tokenizer(
             texts, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
         )
-        return TextTokens(batch["input_ids"], batch["attention_mask"]), cut
+        return TextTokens(batch["input_ids"]), cut
 
 
 def load_t5(cfg: TextConfig, device: torch.device) -> torch.nn.Module:

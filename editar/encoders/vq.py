@@ -220,7 +220,9 @@ def _run_level(level: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _middle(channels: int, cfg: TokenizerConfig) -> nn.ModuleList:
-    return nn.ModuleList([ResnetBlock(channels, channels, cfg), AttnBlock(channels, cfg), ResnetBlock(channels, channels, cfg)])
+    return nn.ModuleList(
+        [ResnetBlock(channels, channels, cfg), AttnBlock(channels, cfg), ResnetBlock(channels, channels, cfg)]
+    )
 
 
 def _norm(channels: int, cfg: TokenizerConfig) -> nn.GroupNorm:

@@ -11,7 +11,9 @@ from editar.encoders.vq import VectorQuantizer
 
 
 @torch.no_grad()
-def kmeans_init(quantizer: VectorQuantizer, latents: torch.Tensor, generator: torch.Generator, rounds: int = 10) -> None:
+def kmeans_init(
+    quantizer: VectorQuantizer, latents: torch.Tensor, generator: torch.Generator, rounds: int = 10
+) -> None:
     """Set the codebook to k-means centres of latents (M, C); empty clusters take random latents."""
     points = quantizer.normalise(latents)
     size = quantizer.embedding.num_embeddings

@@ -100,7 +100,9 @@ class Adversary:
 
     def __init__(self, cfg: TokenizerTrainConfig, device: torch.device) -> None:
         self.net = PatchDiscriminator().to(device)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.optim.lr, betas=(cfg.optim.beta1, cfg.optim.beta2))
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=cfg.optim.lr, betas=(cfg.optim.beta1, cfg.optim.beta2)
+        )
 
     def judge(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)
@@ -133,6 +135,12 @@ def _finish(model: VQModel, cfg: TokenizerTrainConfig, folder: Path, device: tor
     result = {"heldout_psnr_db": float(psnr.mean()), "heldout_codes_used": int(codes.unique().numel())}
     write_json(folder / "result.json", result)
     before, after = to_uint8(images), to_uint8(recon)
-    save_image(contact_sheet([list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]), folder / "recon.png")
+    save_image(
+        contact_sheet([list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]),
+        folder / "recon.png",
+    )
     save_weights(model.state_dict(), folder / "model.safetensors")
-    say(f"tokenizer saved in {folder}: held-out PSNR {result['heldout_psnr_db']:.2f} dB, {result['heldout_codes_used']} codes used")
+    say(
+        f"tokenizer saved in {folder}: held-out PSNR {result['heldout_psnr_db']:.2f} dB, "
+        f"{result['heldout_codes_used']} codes used"
+    )

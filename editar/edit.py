@@ -1,0 +1,42 @@
+"""Edit a picture: `python -m editar.edit image=photo.jpg instruction="add a red circle at the top left"`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from editar.config import ConfigError, EditConfig
+from editar.images import load_image, resize_and_crop, save_image, side_by_side
+from editar.runtime.entry import run
+from editar.sampling.pipeline import EditPipeline
+
+
+def edit(cfg: EditConfig) -> list[Path]:
+    """Write the edited picture(s) and, beside them, source and edits in one row. Returns the files."""
+    output = Path(cfg.output)
+    stem, suffix = output.stem, output.suffix or ".png"
+    names = [output.with_name(stem + (f"_{i}" if cfg.num_samples > 1 else "") + suffix) for i in range(cfg.num_samples)]
+    comparison = output.with_name(f"{stem}_side_by_side{suffix}")
+    taken = [name for name in (*names, comparison) if name.exists()]
+    if taken and not cfg.overwrite:
+        raise ConfigError(f"{taken[0]} exists; give another output=... or overwrite=true")
+    picture = load_image(cfg.image)
+    if not cfg.instruction.strip():
+        raise ConfigError("instruction is empty; say what to change")
+    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling)
+    edits = pipeline(picture, cfg.instruction, num_samples=cfg.num_samples)
+    for name, image in zip(names, edits, strict=True):
+        save_image(image, name)
+    source = np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))
+    save_image(side_by_side([source, *(np.asarray(image) for image in edits)]), comparison)
+    print("\n".join(str(name) for name in (*names, comparison)))
+    return [*names, comparison]
+
+
+def main() -> None:
+    run(EditConfig, "edit", edit)
+
+
+if __name__ == "__main__":
+    main()

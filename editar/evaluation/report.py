@@ -1,0 +1,149 @@
+"""report.html: one self-contained file a person looks at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from editar.data.sample import EditSample
+from editar.evaluation.nano import Summary, Verdict
+from editar.runtime.files import write_text
+
+
+@dataclass
+class Column:
+    """One model in the picture table: its outputs (S, S, 3) uint8 and their verdicts, in sample order."""
+
+    name: str
+    outputs: list[np.ndarray]
+    verdicts: list[Verdict]
+
+
+def write_report(
+    path: Path,
+    title: str,
+    intro: str,
+    summaries: dict[str, Summary],
+    samples: list[EditSample],
+    columns: list[Column],
+    plots: list[dict[str, str]],
+    most: int = 40,
+) -> None:
+    """Success table of `summaries`, `plots` (from the functions below), pictures of `columns`."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    template = environment.get_template("nano_report.html.j2")
+    examples = [
+        {
+            "source": picture_uri(sample.source),
+            "target": picture_uri(sample.target),
+            "instruction": sample.instruction,
+            "task": sample.task,
+            "outputs": [
+                {
+                    "data": picture_uri(column.outputs[i]),
+                    "success": column.verdicts[i].success,
+                    "outcome": column.verdicts[i].outcome,
+                }
+                for column in columns
+            ],
+        }
+        for i, sample in enumerate(samples[:most])
+    ]
+    html = template.render(
+        title=title, intro=intro, columns=list(summaries), rows=_rows(summaries), plots=plots,
+        models=[column.name for column in columns], examples=examples,
+    )  # fmt: skip
+    write_text(path, html)
+
+
+def _rows(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
+    tasks = list(next(iter(summaries.values())).tasks)
+    rows: list[dict[str, Any]] = []
+    for task in [*tasks, "all tasks"]:
+        cells = []
+        for summary in summaries.values():
+            rate = summary.overall if task == "all tasks" else summary.tasks[task]
+            low, high = rate.interval
+            cells.append({"main": f"{rate.percent:.1f} %", "rest": f"[{low:.0f}, {high:.0f}] n={rate.count}"})
+        rows.append({"task": task, "cells": cells})
+    cells = [{"main": f"{summary.background_psnr:.1f} dB", "rest": ""} for summary in summaries.values()]
+    rows.append({"task": "background PSNR", "cells": cells})
+    return rows
+
+
+def picture_uri(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def task_bars(summaries: dict[str, Summary]) -> dict[str, str]:
+    """Success per task, one bar per system."""
+    figure, axes = _figure()
+    tasks = list(next(iter(summaries.values())).tasks)
+    width = 0.8 / len(summaries)
+    for i, (name, summary) in enumerate(summaries.items()):
+        rates = [summary.tasks[task] for task in tasks]
+        heights = [rate.percent for rate in rates]
+        spread = np.abs(np.array([rate.interval for rate in rates]).T - np.array(heights))
+        axes.bar(np.arange(len(tasks)) + i * width, heights, width, yerr=spread, capsize=2, label=name)
+    axes.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, tasks)
+    axes.set_ylabel("success, %")
+    axes.set_ylim(0, 105)
+    axes.legend()
+    return _plot(figure, "Success per task", "Whiskers are 95 % intervals.")
+
+
+def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Curves of `keys` from metrics.jsonl files, by name of the run."""
+    figure, axes = _figure()
+    for name, path in metrics.items():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=f"{name}: {key}")
+    axes.set_xlabel("step")
+    axes.legend()
+    return _plot(figure, title, "From metrics.jsonl of the run.")
+
+
+def sweep_curve(points: dict[float, Summary], count: int) -> dict[str, str]:
+    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world)."""
+    figure, axes = _figure()
+    scales = sorted(points)
+    axes.plot(scales, [points[s].overall.percent for s in scales], "o-", label="success, %")
+    axes.set_xlabel("cfg_scale")
+    axes.set_ylabel("success, %")
+    other = axes.twinx()
+    other.plot(scales, [points[s].background_psnr for s in scales], "s--", color="tab:orange")
+    other.set_ylabel("background PSNR, dB (dashed)")
+    return _plot(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")
+
+
+def _figure() -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(9, 3.2), layout="constrained")
+
+
+def _plot(figure: Any, title: str, note: str) -> dict[str, str]:
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"title": title, "note": note, "data": data}

@@ -1,0 +1,109 @@
+"""From a prefix to target codes: guidance, filtering, drawing, token by token.
+
+This is the plain, readable loop. Rules from EditAR generate_edit.py: guidance only where
+cfg_scale > 1; both halves keep the source image, only the second half's text is the null table;
+combined = uncond + (cond - uncond) * scale, before temperature, top-k and top-p, in that order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from editar.config import SamplingConfig
+from editar.model.gpt import GPT, KVCache
+
+
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance on logits (paper eq. 5)."""
+    return uncond + (cond - uncond) * scale
+
+
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Set what may not be drawn to -inf; logits (B, V), a new tensor is returned.
+
+    Top-k keeps everything >= the k-th value (ties can keep more), k is clamped to V, 0 = off.
+    Top-p, after top-k, keeps the smallest set whose probability exceeds p with the token that
+    crosses it, at least one; 1 = off.
+    """
+    if top_k > 0:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1.0:
+        ranked, order = logits.sort(dim=-1, descending=True)
+        before = ranked.softmax(-1).cumsum(-1).roll(1, dims=-1)  # probability of all better tokens
+        before[:, 0] = 0.0
+        drop = before > top_p
+        drop[:, 0] = False
+        logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+    return logits
+
+
+def probabilities(logits: torch.Tensor, cfg: SamplingConfig) -> torch.Tensor:
+    """Guided logits (B, V) -> what is drawn from, (B, V) float32."""
+    return filter_logits(logits / max(cfg.temperature, 1e-5), cfg.top_k, cfg.top_p).softmax(-1)
+
+
+class SampleSeeds:
+    """One random stream per sample, from (run seed, sample id, draw number).
+
+    A sample's numbers do not depend on who shares its batch, on the order or on other processes.
+    """
+
+    def __init__(self, seed: int, ids: list[str], draw: int = 0) -> None:
+        self.generators = []
+        for sample_id in ids:
+            digest = hashlib.sha256(f"{seed}/{sample_id}/{draw}".encode()).digest()
+            self.generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+
+    def uniform(self, length: int) -> torch.Tensor:
+        """(length, B) float64 in [0, 1): one number per token and sample."""
+        return torch.stack([torch.rand(length, generator=g, dtype=torch.float64) for g in self.generators], dim=1)
+
+
+def draw_tokens(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF draw: probs (B, V), uniform (B,) in [0, 1) -> (B,) int64."""
+    cumulative = probs.double().cumsum(-1)
+    threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    source_codes: torch.Tensor,
+    text: torch.Tensor,
+    cfg: SamplingConfig,
+    seeds: SampleSeeds | None = None,
+    drop_image: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
+
+    `seeds` is needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens
+    0..c+1, afterwards the conditional logits are used alone (as the official loop counts).
+    """
+    batch, length = source_codes.shape
+    guided = cfg.cfg_scale > 1
+    rows = 2 * batch if guided else batch
+    drop_text = None
+    if guided:
+        source_codes, text = torch.cat([source_codes] * 2), torch.cat([text] * 2)
+        drop_text = torch.arange(rows, device=text.device) >= batch
+        drop_image = None if drop_image is None else torch.cat([drop_image] * 2)
+    cache = KVCache(model.cfg, rows, source_codes.device, model.tok_embeddings.weight.dtype)
+    uniform = None if cfg.greedy or seeds is None else seeds.uniform(length).to(source_codes.device)
+    if uniform is None and not cfg.greedy:
+        raise ValueError("generate needs seeds unless cfg.greedy is set")
+
+    codes: list[torch.Tensor] = []
+    logits = model.prefill(source_codes, text, cache, drop_image, drop_text)  # (rows, V)
+    for position in range(length):
+        if position > 0:
+            last = torch.cat([codes[-1]] * 2) if guided else codes[-1]
+            logits = model.decode(last, position - 1, cache)  # (rows, V)
+        scale = cfg.cfg_scale if cfg.cfg_interval < 0 or position <= cfg.cfg_interval + 1 else 1.0
+        mixed = guide(logits[:batch], logits[batch:], scale) if guided else logits
+        probs = probabilities(mixed, cfg)
+        codes.append(probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform[position]))
+    return torch.stack(codes, dim=1)
