@@ -44,6 +44,10 @@ PLACES = (
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 CENTRES = (12, 32, 52)
+# Where shapes may stand and how large they are. Multiples of 4 keep the ways in which an outline can
+# cross an 8 x 8 patch few enough for a small codebook; free positions need many more codes.
+POSITIONS = tuple(range(12, 53, 4))
+RADII = (9, 11)
 # Label 0 is the background; label k + 1 is KINDS[k].
 PALETTE = np.array([[40, 40, 40], [230, 120, 50], [70, 200, 120], [90, 110, 240], [220, 80, 200]], np.uint8)
 PHOTO_SIDE = 160  # photographs are shrunk to this height, then cut

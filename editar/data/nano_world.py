@@ -119,12 +119,10 @@ def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], fewes
     count = rng.choice((1, 2, 2, 3)) if fewest == 1 else rng.choice((2, 2, 3))
     names = rng.sample(ns.KINDS, count)
     colours = rng.sample(tuple(ns.COLOURS), count)
-    cells = rng.sample(range(9), count)
     nears = rng.sample((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), count)
     shapes: list[Shape] = []
-    for kind, colour, cell, near in zip(names, colours, cells, nears, strict=True):
-        x, y = (ns.CENTRES[at] + rng.randint(-2, 2) for at in (cell % 3, cell // 3))
-        shape = Shape(kind, colour, x, y, rng.randint(8, 10), near)
+    for kind, colour, near in zip(names, colours, nears, strict=True):
+        shape = Shape(kind, colour, rng.choice(ns.POSITIONS), rng.choice(ns.POSITIONS), rng.choice(ns.RADII), near)
         if any(shape.overlaps(other) for other in shapes):
             return None
         shapes.append(shape)
@@ -132,7 +130,9 @@ def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], fewes
 
 
 def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool) -> Plan | None:
-    kinds = ("plain", "plain", "gradient", "photo") if task in EDITS else ("plain", "plain", "gradient")
+    kinds = ("plain", "plain", "gradient") * 2
+    if task in EDITS:
+        kinds = (*kinds[:-1], "photo")
     scene = _draw_scene(rng, heldout, kinds)
     if scene is None:
         return None
@@ -153,7 +153,7 @@ def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool) -> Plan | 
         target = scene.without(index)
     elif task == "add":
         cell = rng.randrange(9)
-        new = Shape(rng.choice(free_kinds), rng.choice(free_colours), *_centre(cell), 9, 0.75)
+        new = Shape(rng.choice(free_kinds), rng.choice(free_colours), *_centre(cell), ns.RADII[0], 0.75)
         if any(new.overlaps(other) for other in scene.shapes):
             return None
         target, index = replace(scene, shapes=(*scene.shapes, new)), len(scene.shapes)

@@ -55,6 +55,12 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def read_tokenizer(source: str) -> dict[str, torch.Tensor]:
+    """State dict of a tokenizer from its run folder or safetensors file."""
+    path = Path(source)
+    return load_weights(path / "model.safetensors" if path.is_dir() else path)
+
+
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | Path) -> None:
     """Strict load that names every missing, unexpected or mis-shaped key before it changes anything."""
     own = module.state_dict()

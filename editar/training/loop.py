@@ -20,7 +20,7 @@ from editar.encoders.text import TextEncoder, TextTokens
 from editar.encoders.vq import VQModel
 from editar.model.gpt import GPT
 from editar.runtime.distributed import World, distributed
-from editar.runtime.files import load_state, load_weights, save_weights, start_run_folder
+from editar.runtime.files import load_state, load_weights, read_tokenizer, save_weights, start_run_folder
 from editar.runtime.log import MetricLogger, say
 from editar.sampling.pipeline import EditPipeline
 from editar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -87,8 +87,7 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
     tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
     if cfg.tokenizer.weights is None:
         raise ConfigError("tokenizer.weights is null; give the run folder of a trained tokenizer")
-    weights = Path(cfg.tokenizer.weights)
-    load_state(tokenizer, load_weights(weights / "model.safetensors" if weights.is_dir() else weights), weights)
+    load_state(tokenizer, read_tokenizer(cfg.tokenizer.weights), cfg.tokenizer.weights)
     text = TextEncoder(cfg.text, device)
     teacher = build_teacher(cfg.teacher, device, cfg.gpt.teacher_grid or cfg.gpt.grid // 2)
     if world.is_main:  # one process makes the codes, the others read them

@@ -14,7 +14,7 @@ from editar.data.sample import EditSample
 from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
 from editar.runtime.device import pick_device
-from editar.runtime.files import save_weights, start_run_folder, write_json
+from editar.runtime.files import load_state, read_tokenizer, save_weights, start_run_folder, write_json
 from editar.runtime.log import MetricLogger, say
 from editar.training.codebook import kmeans_init, restart_dead_codes
 from editar.training.optim import lr_factor, make_optimizers, set_lr
@@ -44,7 +44,10 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     device = pick_device(cfg.device)
-    model = VQModel(cfg.tokenizer).to(device, memory_format=torch.channels_last).train()
+    model = VQModel(cfg.tokenizer)
+    if cfg.tokenizer.weights is not None:
+        _start_from(model, cfg)
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
     lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
@@ -93,6 +96,14 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
 
     _finish(model.eval(), cfg, folder, device)
     return folder
+
+
+def _start_from(model: VQModel, cfg: TokenizerTrainConfig) -> None:
+    """Weights of an earlier tokenizer; the codebook too, unless k-means is going to replace it."""
+    state = read_tokenizer(str(cfg.tokenizer.weights))
+    if cfg.kmeans_at >= 0:
+        state["quantize.embedding.weight"] = model.quantize.embedding.weight.detach()
+    load_state(model, state, str(cfg.tokenizer.weights))
 
 
 class Adversary:
