@@ -1,0 +1,279 @@
+"""Outside weights: the manifest `third_party/weights.yaml`, and getting its files here.
+
+Nothing is downloaded unless `scripts/fetch_weights.py` is run or a configuration names a hub id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from editar.config import CONFIG_DIR
+from editar.runtime.files import CheckpointError, checksum
+from editar.runtime.log import say
+
+MANIFEST = CONFIG_DIR.parent / "third_party" / "weights.yaml"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+@dataclass
+class WeightsFile:
+    file: str = MISSING  # name in the repository; `a | b` = the first that exists
+    to: str = MISSING  # checkpoints/...; ends in / to keep the name
+    size: int | None = None
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    url: str | None = None
+
+
+@dataclass
+class WeightsEntry:
+    """One outside weight. `used_by`: edit, train, evaluate."""
+
+    what: str = MISSING
+    repo: str | None = None
+    repo_type: str | None = None  # model | dataset
+    licence: str = MISSING
+    used_by: list[str] = field(default_factory=list)
+    use: str | None = None
+    files: list[WeightsFile] = field(default_factory=list)
+
+
+class Download(NamedTuple):
+    """One file to get. size and sha256 are None where nobody says."""
+
+    entry: WeightsEntry
+    file: str
+    url: str | None
+    target: Path
+    size: int | None
+    sha256: str | None  # whole, or its first characters
+
+
+def load_manifest(path: Path = MANIFEST) -> dict[str, WeightsEntry]:
+    """Name -> entry, every field checked."""
+    try:
+        raw = OmegaConf.load(path)
+        merged = {str(k): OmegaConf.merge(OmegaConf.structured(WeightsEntry), v) for k, v in raw.items()}  # type: ignore[union-attr]
+        entries: dict[str, WeightsEntry] = {name: OmegaConf.to_object(node) for name, node in merged.items()}  # type: ignore[misc]
+    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from None
+    for name, entry in entries.items():
+        if entry.repo is None and any(file.url is None for file in entry.files):
+            raise CheckpointError(f"{path}: {name} has neither a repo nor a url for each file")
+        if entry.repo is not None and entry.repo_type not in ("model", "dataset"):
+            raise CheckpointError(f"{path}: {name}.repo_type={entry.repo_type} is not one of model, dataset")
+    return entries
+
+
+def select(names: list[str], entries: dict[str, WeightsEntry]) -> dict[str, WeightsEntry]:
+    """The named entries; `edit`, `train` and `evaluate` stand for all that they use."""
+    uses = {use for entry in entries.values() for use in entry.used_by}
+    unknown = [name for name in names if name not in entries and name not in uses]
+    if unknown:
+        raise CheckpointError(f"unknown weights {', '.join(unknown)}; known: {', '.join([*sorted(uses), *entries])}")
+    return {k: entry for k, entry in entries.items() if k in names or set(entry.used_by) & set(names)}
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def fetch(names: list[str], folder: Path = Path("checkpoints")) -> list[Path]:
+    """Download the named weights into `folder`: space is checked first, then each file's checksum.
+
+    Raises CheckpointError; where the hub cannot be reached its text says which file to put where.
+    """
+    entries = select(names, load_manifest())
+    downloads: list[Download] = []
+    try:
+        for entry in entries.values():
+            downloads += plan(entry, folder)
+    except ConnectionError as error:
+        lines = [line for entry in entries.values() for line in by_hand(entry, folder)]
+        raise CheckpointError("\n".join([f"{error}; where there is no network, do by hand:", *lines])) from None
+    wanted = [item for item in downloads if not is_there(item)]
+    say(check_space(wanted, folder) if wanted else "everything is there already")
+    for item in wanted:
+        say(f"{item.file} -> {item.target}")
+        partial = folder / ".partial"
+        got = download_url(item, partial) if item.url else download_hub(item, partial)
+        verify(got, item)
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(got, item.target)
+    shutil.rmtree(folder / ".partial", ignore_errors=True)
+    for name, entry in entries.items():
+        if entry.use:
+            say(f"{name}: {entry.use.replace('checkpoints', str(folder))}")
+    return [item.target for item in downloads]
+
+
+def plan(entry: WeightsEntry, folder: Path) -> list[Download]:
+    """What to download for one entry, with size and checksum as the hub states them.
+
+    The hub is not asked when all files are there. Raises ConnectionError when it does not answer.
+    """
+    listing: dict[str, tuple[int | None, str | None]] = {}
+    complete = not missing_files(entry, folder)
+    if entry.repo is not None and not complete:
+        try:
+            listing = hub_listing(entry.repo, entry.repo_type or "model")
+        except Exception as error:  # offline, missing, private: the hub's client has many types
+            raise ConnectionError(f"cannot ask the hub for {entry.repo} ({_one_line(error)})") from None
+    downloads = []
+    for item in entry.files:
+        names = alternatives(item)
+        here = [name for name in names if target_path(item, name, folder).is_file()]
+        name = next((name for name in names if name in listing), [*here, *names][0])
+        if listing and name not in listing:
+            raise CheckpointError(f"{entry.repo}: has no file {item.file}; third_party/weights.yaml is out of date")
+        size, sha = listing.get(name, (None, None))
+        target = target_path(item, name, folder)
+        downloads.append(
+            Download(entry, name, item.url, target, item.size or size, item.sha256 or sha or item.sha256_prefix)
+        )
+    return downloads
+
+
+def alternatives(item: WeightsFile) -> list[str]:
+    return [name.strip() for name in item.file.split("|")]
+
+
+def missing_files(entry: WeightsEntry, folder: Path) -> list[WeightsFile]:
+    return [f for f in entry.files if not any(target_path(f, name, folder).is_file() for name in alternatives(f))]
+
+
+def target_path(item: WeightsFile, name: str, folder: Path) -> Path:
+    to = item.to + Path(name).name if item.to.endswith("/") else item.to
+    return folder / Path(to).relative_to("checkpoints")
+
+
+def by_hand(entry: WeightsEntry, folder: Path) -> list[str]:
+    """One line per missing file: which file from where goes where."""
+    lines = []
+    for item in missing_files(entry, folder):
+        origin = item.url or f"{item.file} of the {entry.repo_type} repository {entry.repo}"
+        lines.append(f"  put {origin} at {target_path(item, alternatives(item)[0], folder)}")
+    return lines
+
+
+def is_there(item: Download) -> bool:
+    """Whether the target is already complete, as far as its size tells."""
+    return item.target.is_file() and item.size in (None, item.target.stat().st_size)
+
+
+def check_space(wanted: list[Download], folder: Path) -> str:
+    """A line saying what will be downloaded; raises CheckpointError when the disk is too small."""
+    needed = sum(item.size or 0 for item in wanted)
+    unknown = sum(item.size is None for item in wanted)
+    place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    text = f"{len(wanted)} files, {needed / 1e9:.2f} GB" + (f" and {unknown} of unknown size" if unknown else "")
+    if needed > free:
+        raise CheckpointError(f"{text} do not fit: {place} has {free / 1e9:.2f} GB free; choose another --dir")
+    return f"{text}; {place} has {free / 1e9:.2f} GB free"
+
+
+def verify(path: Path, item: Download) -> None:
+    """Compare size and SHA-256 with what is known; a wrong file is removed."""
+    size = path.stat().st_size
+    problem = f"{size} bytes instead of {item.size}" if item.size not in (None, size) else None
+    if problem is None and item.sha256 and not (found := checksum(path)).startswith(item.sha256):
+        problem = f"SHA-256 {found[:12]}... instead of {item.sha256[:12]}..."
+    if problem:
+        path.unlink()
+        raise CheckpointError(f"{item.file}: wrong content ({problem}); removed, run again to download anew")
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def hub_listing(repo: str, repo_type: str) -> dict[str, tuple[int | None, str | None]]:
+    """File -> (bytes, SHA-256 of large files) as the hub states them."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().repo_info(repo, repo_type=repo_type, files_metadata=True)
+    return {s.rfilename: (s.size, s.lfs.sha256 if s.lfs else None) for s in getattr(info, "siblings", None) or []}
+
+
+def download_hub(item: Download, folder: Path) -> Path:
+    """Into `folder`, going on from an interrupted download."""
+    from huggingface_hub import hf_hub_download
+
+    entry = item.entry
+    try:
+        return Path(hf_hub_download(str(entry.repo), item.file, repo_type=entry.repo_type, local_dir=str(folder)))
+    except Exception as error:  # the hub's client and its HTTP library have many types, one meaning
+        raise CheckpointError(f"{entry.repo}: {item.file} failed ({_one_line(error)}); run again to go on") from None
+
+
+def download_url(item: Download, folder: Path) -> Path:
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / item.file
+    try:
+        with urllib.request.urlopen(str(item.url), timeout=60) as reply, open(path, "wb") as file:
+            total = int(reply.headers.get("Content-Length", 0))
+            with tqdm(total=total or None, unit="B", unit_scale=True, desc=item.file[:40]) as bar:
+                while block := reply.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+    except OSError as error:
+        raise CheckpointError(f"{item.url}: {error}; or put that file at {item.target} yourself") from None
+    if total and path.stat().st_size != total:
+        raise CheckpointError(
+            f"{item.url}: the connection broke after {path.stat().st_size} of {total} bytes; run again"
+        )
+    return path
+
+
+def hub_file(source: str) -> Path:
+    """A hub id as written in a configuration -> its file in the hub's own cache.
+
+    `owner/name`, `owner/name:file`, `datasets/owner/name:file`, `hf://[datasets/]owner/name/file`.
+    Without a file: the one that the manifest knows, else model.safetensors.
+    """
+    repo, repo_type, file = parse_hub_id(source)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file, repo_type=repo_type))
+    except Exception as error:  # offline, missing, private: many types, one meaning
+        reason = _one_line(error)
+        raise CheckpointError(
+            f"{source}: not here, and the hub gave no {file} of {repo_type} {repo} ({reason})"
+        ) from None
+
+
+def parse_hub_id(source: str) -> tuple[str, str, str]:
+    """-> (owner/name, model | dataset, file). Raises CheckpointError for a path that is just missing."""
+    entries = load_manifest()
+    found = re.fullmatch(r"(?P<hf>hf://)?(?P<set>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[^:]+))?", source)
+    explicit = source.startswith("hf://") or ":" in source
+    local = not explicit and (Path(source).parent.is_dir() or source.endswith(WEIGHT_SUFFIXES))
+    if not found or local or (not explicit and found["file"]):
+        known = [name for name, entry in entries.items() for f in entry.files if Path(f.to).name == Path(source).name]
+        hint = f"; get it with `python scripts/fetch_weights.py {known[0]}`" if known else ""
+        raise CheckpointError(f"{source}: no such file or folder{hint}")
+    repo = found["repo"]
+    same = [entry for entry in entries.values() if entry.repo == repo]
+    repo_type = "dataset" if found["set"] else (same[0].repo_type or "model") if same else "model"
+    if found["file"]:
+        return repo, repo_type, found["file"]
+    files = [file.file for entry in same for file in entry.files]
+    if len(files) > 1:
+        raise CheckpointError(f"{source}: say which file, {repo}:FILE with one of {', '.join(files)}")
+    return repo, repo_type, files[0] if files else "model.safetensors"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,46 @@
+"""Outside weights to a folder of ours, or a run of ours to the official .pt.
+
+    python scripts/convert_weights.py checkpoints/editar/editar_release.pt checkpoints/editar-xl \\
+        --tokenizer checkpoints/vq_ds16_t2i.pt
+    python scripts/convert_weights.py tiny.pt tiny --config experiment=editar_xl gpt.dim=16 gpt.n_layer=2 gpt.n_head=2
+    python scripts/convert_weights.py runs/xl editar_xl.pt --export-official
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from editar.model.convert import export_official, import_weights
+from editar.runtime.entry import user_errors
+from editar.runtime.log import say
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="weights file, run folder or hub id (owner/name:file)")
+    parser.add_argument("out", help="folder to make; with --export-official the .pt file to write")
+    parser.add_argument("--config", nargs="+", metavar="KEY=VALUE", help="settings of a GPT without an official size")
+    parser.add_argument("--tokenizer", help="VQ weights to put beside the GPT, so that editar.edit can use the folder")
+    parser.add_argument("--keep-optimizer", action="store_true", help="also keep AdamW state and step, to train on")
+    parser.add_argument("--export-official", action="store_true", help="write EditAR's training checkpoint layout")
+    options = parser.parse_args()
+    try:
+        if options.export_official:
+            written = export_official(options.source, options.out)
+            optimizer = "with" if "optimizer" in written else "without"
+            say(f"{options.out}: {len(written['model'])} tensors, step {written['steps']}, {optimizer} optimiser state")
+            return
+        info = import_weights(options.source, options.out, options.config, options.tokenizer, options.keep_optimizer)
+        sizes = ", ".join(f"{key} {value}" for key, value in info.sizes.items() if value is not None)
+        say(f"{options.out}: {info.kind} ({sizes})")
+        if info.kind != "vq" and not (Path(options.out) / "config.yaml").is_file():
+            say("no config.yaml: this size has no name; give --config experiment=... gpt.dim=... gpt.n_head=...")
+    except user_errors() as error:
+        print(f"convert_weights: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Download outside weights as third_party/weights.yaml describes them.
+
+python scripts/fetch_weights.py --list
+python scripts/fetch_weights.py edit                 # all that editing with the released model needs
+python scripts/fetch_weights.py train --dir /data/checkpoints
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from editar.runtime.entry import user_errors
+from editar.runtime.fetch import fetch, load_manifest, missing_files
+
+
+def show(folder: Path) -> None:
+    """One line per weight: name, state, uses, licence, what it is."""
+    for name, entry in load_manifest().items():
+        state = "missing" if missing_files(entry, folder) else "here"
+        print(f"{name:24} {state:8} {','.join(entry.used_by) or '-':15} {entry.what} [{entry.licence}]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="weights by name, or edit, train, evaluate for all those need")
+    parser.add_argument("--list", action="store_true", help="show the known weights and what is here already")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("checkpoints"), help="where to put them (default: checkpoints)"
+    )
+    options = parser.parse_args()
+    try:
+        if options.list or not options.names:
+            show(options.dir)
+        else:
+            fetch(options.names, options.dir)
+    except user_errors() as error:
+        print(f"fetch_weights: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

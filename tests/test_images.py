@@ -1,0 +1,117 @@
+"""Any picture a person has becomes upright 8-bit RGB, or one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from editar.images import (
+    ImageError,
+    batch_to_tensor,
+    load_image,
+    preprocess,
+    resize_and_crop,
+    save_image,
+    to_rgb,
+    to_tensor,
+    to_uint8,
+)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    return Image.fromarray(np.stack([x, y, 255 - x], 2).astype(np.uint8))
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    image = gradient(40, 20)
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to view
+    image.save(tmp_path / "portrait.jpg", exif=exif, quality=95)
+    loaded = load_image(tmp_path / "portrait.jpg")
+    assert loaded.size == (20, 40)
+    upright = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(np.asarray(loaded).astype(int) - upright).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "YCbCr", "LAB", "HSV"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = gradient(16, 16)
+    converted = to_rgb(image.convert("RGB").convert(mode) if mode != "LAB" else Image.new("LAB", (16, 16)))
+    assert converted.mode == "RGB"
+    assert converted.size == (16, 16)
+
+
+def test_alpha_is_blended_over_white(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0, 0] = (10, 20, 30, 255)
+    pixels[0, 1] = (10, 20, 30, 0)
+    pixels[1, 0] = (0, 0, 0, 128)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    loaded = np.asarray(load_image(tmp_path / "a.png"))
+    assert loaded[0, 0].tolist() == [10, 20, 30]
+    assert loaded[0, 1].tolist() == [255, 255, 255]
+    assert loaded[1, 0].tolist() == [127, 127, 127]  # 127.0 exactly, truncated
+
+
+def test_sixteen_bit_is_scaled(tmp_path: Path) -> None:
+    values = np.array([[0, 257 * 100], [65535, 257 * 7]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert np.asarray(load_image(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 100], [255, 7]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (3000, 40)])
+def test_any_size_becomes_the_models_square(size: tuple[int, int]) -> None:
+    tensor = preprocess(gradient(*size), 64)
+    assert tensor.shape == (3, 64, 64)
+    assert tensor.dtype == torch.float32
+    assert tensor.min() >= -1
+    assert tensor.max() <= 1
+
+
+def test_short_side_is_scaled_and_the_centre_kept() -> None:
+    image = gradient(300, 200)
+    expected = image.resize((96, 64), Image.Resampling.LANCZOS).crop((16, 0, 80, 64))
+    assert np.array_equal(np.asarray(resize_and_crop(image, 64)), np.asarray(expected))
+
+
+def test_uint8_truncates_and_round_trips() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    assert np.abs(to_uint8(batch_to_tensor(values)).astype(int) - values).max() <= 1
+    assert to_uint8(torch.full((1, 3, 1, 1), 0.999)).max() == 254  # 254.87 is cut, not rounded
+    assert to_uint8(torch.full((1, 3, 1, 1), 7.0)).max() == 255
+    assert torch.equal(to_tensor(values[0])[:, 0, 0], torch.tensor([-1.0, -1.0, -1.0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"<html>not found</html>", "not a readable image"), (b"", "not a readable image")],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ImageError, match=message) as caught:
+        load_image(tmp_path / "x.png")
+    assert "x.png" in str(caught.value)
+
+
+def test_truncated_missing_and_huge(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    with pytest.raises(ImageError, match="half.png: not a readable image"):
+        load_image(tmp_path / "half.png")
+    with pytest.raises(ImageError, match="no such image file"):
+        load_image(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="64x64 is more than 0 megapixels"):
+        load_image(tmp_path / "whole.png", max_pixels=1000)
+
+
+def test_saving_is_atomic_and_names_bad_suffixes(tmp_path: Path) -> None:
+    save_image(gradient(8, 8), tmp_path / "deep/er/a.png")
+    assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["a.png"]
+    with pytest.raises(ImageError, match=r"use a name that ends in \.png or \.jpg"):
+        save_image(gradient(8, 8), tmp_path / "a.nonsense")

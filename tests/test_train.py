@@ -1,0 +1,145 @@
+"""Training: resumes exactly, does not depend on the number of processes, refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from editar.config import ConfigError, OptimConfig, TrainConfig
+from editar.runtime.entry import load_config
+from editar.runtime.files import CheckpointError
+from editar.training.loop import train
+from editar.training.optim import Muon, lr_factor, make_optimizers, orthogonalise
+
+from conftest import run_module, tiny_overrides
+
+
+def train_tiny(folder: Path, tokenizer: Path, *more: str) -> Path:
+    return train(load_config(TrainConfig, "train", tiny_overrides(folder, tokenizer, "eval_every=100", *more)))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_run_folder_holds_what_edit_and_eval_need(tiny_run: Path) -> None:
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {"config.yaml", "model.safetensors", "tokenizer.safetensors", "metrics.jsonl", "provenance.json"} <= names
+    assert (tiny_run / "samples" / "step_0000004.png").is_file()
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 4]
+    assert {"token", "distill", "grad_norm", "lr"} <= rows[0].keys()
+    assert {"heldout_token", "heldout_accuracy", "heldout_canny"} <= rows[-1].keys()
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    folder = train_tiny(tmp_path / "run", tiny_tokenizer, "steps=4", "save_every=1", "keep_checkpoints=2")
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_0000003", "step_0000004"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, tiny_tokenizer: Path, optimizer: str) -> None:
+    common = ["steps=5", "save_every=3", f"optim.name={optimizer}", "gpt.resid_dropout=0.1"]
+    whole = train_tiny(tmp_path / "whole", tiny_tokenizer, *common)
+    broken = train_tiny(tmp_path / "broken", tiny_tokenizer, *common)
+    # Back to the state after a kill behind step 3: later checkpoint gone, later rows half written.
+    (broken / "checkpoints/step_0000005").rename(tmp_path / "lost")
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tok')
+    (broken / "model.safetensors").unlink()
+    train_tiny(broken, tiny_tokenizer, *common)
+    a, b = weights(whole), weights(broken)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 5]
+
+
+def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a run with another config"):
+        train_tiny(tiny_run, tiny_tokenizer, "steps=9", "save_every=2")
+
+
+def test_missing_and_unfit_tokenizers_are_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train_tiny(tmp_path / "a", tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"does not fit .*the config needs"):
+        train_tiny(tmp_path / "b", tiny_tokenizer, "tokenizer.codebook_size=32")
+
+
+def test_batch_must_divide(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(ConfigError, match="global_batch=4 is not divisible by 1 processes x micro_batch=3"):
+        train_tiny(tmp_path / "run", tiny_tokenizer, "micro_batch=3")
+
+
+def test_accumulation_changes_nothing(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    whole = train_tiny(tmp_path / "a", tiny_tokenizer, "steps=2", "optim.name=adamw")
+    parts = train_tiny(tmp_path / "b", tiny_tokenizer, "steps=2", "optim.name=adamw", "micro_batch=1")
+    a, b = weights(whole), weights(parts)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("teacher", ["hog", "none"])
+def test_two_processes_equal_one(tmp_path: Path, tiny_tokenizer: Path, teacher: str) -> None:
+    common = ["steps=3", "eval_every=3", f"teacher={teacher}", "optim.name=adamw", "micro_batch=2"]
+    one = train_tiny(tmp_path / "one", tiny_tokenizer, *common)
+    two = tmp_path / "two"
+    done = run_module("editar.train", *tiny_overrides(two, tiny_tokenizer, *common), processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = weights(one), weights(two)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)
+
+
+def test_untrained_features_are_trained_by_the_teacher(tiny_run: Path) -> None:
+    """The alignment layer moves, so the distillation loss really reaches it."""
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[3]["distill"] < rows[0]["distill"]
+
+
+def test_init_from_takes_weights_only(tmp_path: Path, tiny_run: Path, tiny_tokenizer: Path) -> None:
+    folder = train_tiny(tmp_path / "run", tiny_tokenizer, f"init_from={tiny_run}", "steps=1", "optim.lr=0", "optim.muon_lr=0")
+    a, b = weights(tiny_run), weights(folder)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+def test_learning_rates() -> None:
+    constant = OptimConfig()
+    assert [lr_factor(s, 100, constant) for s in (0, 50, 99)] == [1.0, 1.0, 1.0]
+    linear = OptimConfig(schedule="linear", warmup_steps=10)
+    assert [round(lr_factor(s, 110, linear), 6) for s in (0, 9, 10, 60, 110)] == [0.1, 1.0, 1.0, 0.5, 0.0]
+    cosine = OptimConfig(schedule="cosine", final_lr_ratio=0.1)
+    assert lr_factor(0, 100, cosine) == pytest.approx(1.0)
+    assert lr_factor(50, 100, cosine) == pytest.approx(0.55)
+    assert lr_factor(100, 100, cosine) == pytest.approx(0.1)
+
+
+def test_weight_decay_only_on_matrices_and_tables_never_in_muon() -> None:
+    from test_gpt import ROPES, config, model
+
+    gpt = model(config(ROPES["shared"]))
+    adamw = make_optimizers(gpt, OptimConfig())
+    assert len(adamw) == 1
+    decayed, plain = adamw[0].param_groups
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() < 2 for p in plain["params"])
+    assert sum(len(group["params"]) for group in adamw[0].param_groups) == len(list(gpt.parameters()))
+    muon = make_optimizers(gpt, OptimConfig(name="muon"))[1]
+    assert isinstance(muon, Muon)
+    tables = {id(p) for name, p in gpt.named_parameters() if "embedding" in name and "cap_proj" not in name}
+    chosen = {id(p) for p in muon.param_groups[0]["params"]}
+    assert not chosen & (tables | {id(gpt.output.weight)})
+    assert id(gpt.layers[0].attention.wqkv.weight) in chosen
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 20), (20, 4)])
+def test_orthogonalise_flattens_the_spectrum(shape: tuple[int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), rounds=8))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
