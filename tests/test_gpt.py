@@ -76,7 +76,9 @@ def test_dropped_conditions_no_longer_matter() -> None:
     other_source, other_text, _ = inputs(cfg)
     drop = torch.tensor([True, False])
 
-    def logits(s: torch.Tensor, t: torch.Tensor, image: torch.Tensor | None, words: torch.Tensor | None) -> torch.Tensor:
+    def logits(
+        s: torch.Tensor, t: torch.Tensor, image: torch.Tensor | None, words: torch.Tensor | None
+    ) -> torch.Tensor:
         return gpt(s, t, target, image, words).logits
 
     a, b = logits(source, text, drop, None), logits(other_source, text, drop, None)

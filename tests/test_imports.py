@@ -21,7 +21,18 @@ MAY_IMPORT = {
     "sampling": {"config", "images", "encoders", "model", "runtime", "sampling"},
     "training": {"config", "images", "data", "encoders", "model", "runtime", "sampling", "training"},
     "evaluation": {"config", "images", "data", "runtime", "sampling", "evaluation"},
-    "parity": {"config", "images", "conditions", "data", "encoders", "model", "runtime", "sampling", "training", "parity"},
+    "parity": {
+        "config",
+        "images",
+        "conditions",
+        "data",
+        "encoders",
+        "model",
+        "runtime",
+        "sampling",
+        "training",
+        "parity",
+    },
 }
 ENTRIES = {"train", "train_tokenizer", "eval", "edit"}
 FILES = sorted((ROOT / "editar").rglob("*.py"))

@@ -15,7 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 from editar.config import ConfigError, TextConfig
 from editar.encoders.text import TextEncoder
 
-WORDS = ["<pad>", "</s>", "<unk>", *"make the red circle blue remove a small square big one of them ,".split()]
+WORDS = [
+    "<pad>", "</s>", "<unk>", "make", "the", "red", "circle", "blue", "remove", "a", "small", "square", "big", "them",
+    ",",
+]  # fmt: skip
 CPU = torch.device("cpu")
 SHORT, LONG = "make the red circle blue", "make the red circle blue , remove a small square , make them big"
 
@@ -73,6 +76,7 @@ def test_pad_positions_are_not_zeroed_and_do_not_act(folder: Path) -> None:
 
 def test_truncation_warns_once_and_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = encoder(folder, 6)
+    capsys.readouterr()  # transformers' progress bar
     assert text([SHORT]).shape == (1, 6, 16)
     assert (text.truncated, capsys.readouterr().err) == (0, "")
     tokens = text.tokenize([LONG, SHORT, LONG])
@@ -85,7 +89,7 @@ def test_truncation_warns_once_and_counts(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="text.dim=32 but .* gives 16-d embeddings"):
+    with pytest.raises(ConfigError, match=r"text.dim=32 but .* gives 16-d embeddings"):
         TextEncoder(TextConfig(name=str(folder), dim=32, max_tokens=8), CPU)
     with pytest.raises(ConfigError, match="instruction 1 is empty"):
         encoder(folder)([SHORT, " "])

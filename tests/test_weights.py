@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pickle
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from safetensors.torch import save_file
 
 from editar.config import CONFIG_DIR, GPTConfig, RopeConfig, TokenizerConfig, TrainConfig, to_dataclass
 from editar.encoders.vq import VQModel
-from editar.model.convert import export_official, import_weights, official_args
 from editar.model.gpt import GPT
 from editar.model.weights import OFFICIAL_SIZES, load_gpt, load_vq, read_checkpoint
 from editar.runtime.entry import load_config
 from editar.runtime.files import CheckpointError
+from editar.training.convert import export_official, gpt_config, import_weights, official_args
 from editar.training.optim import make_optimizers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@functools.cache
 def config(*more: str) -> TrainConfig:
     return load_config(TrainConfig, "train", ["output_dir=x", *TINY, *more])
 
@@ -146,7 +148,7 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         torch.save(value, tmp_path / name)
         with pytest.raises(CheckpointError, match=words):
             read_checkpoint(tmp_path / name)
-    with pytest.raises(CheckpointError, match="no model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"no such file.*fetch_weights.py vq_ds16_t2i"):
         read_checkpoint(tmp_path / "vq_ds16_t2i.pt")
@@ -201,7 +203,9 @@ def fake_gpt(cfg: GPTConfig, path: Path) -> Path:
 @pytest.mark.parametrize("name", list(OFFICIAL_SIZES))
 def test_wrong_size_names_the_config_that_fits(tmp_path: Path, name: str) -> None:
     dim, layers, heads = OFFICIAL_SIZES[name]
-    path = fake_gpt(GPTConfig(dim=dim, n_layer=layers, n_head=heads, vocab_size=64, grid=4, text_dim=24), tmp_path / "w.pt")
+    path = fake_gpt(
+        GPTConfig(dim=dim, n_layer=layers, n_head=heads, vocab_size=64, grid=4, text_dim=24), tmp_path / "w.pt"
+    )
     assert read_checkpoint(path)[1].sizes["n_head"] == heads
     with pytest.raises(CheckpointError, match=f"and [0-9]+ more; these weights need gpt={name}$"):
         load_gpt(gpt(), path)
@@ -344,8 +348,6 @@ def test_import_finds_the_config_of_an_official_size(tmp_path: Path) -> None:
     name = "b"
     dim, layers, heads = OFFICIAL_SIZES[name]
     path = fake_gpt(GPTConfig(dim=dim, n_layer=layers, n_head=heads, teacher_dim=None), tmp_path / "w.pt")
-    from editar.model.convert import gpt_config
-
     cfg = gpt_config(read_checkpoint(path)[1], None, tmp_path / "run")
     assert cfg is not None
     assert (cfg.gpt.n_head, cfg.gpt.grid, cfg.teacher.name, cfg.rope) == (12, 32, "none", RopeConfig())
@@ -396,12 +398,20 @@ def test_export_refuses_what_the_official_code_cannot_compute(tmp_path: Path) ->
         export_official(tmp_path / "run", tmp_path / "back.pt")
 
 
-def test_convert_script_both_ways(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "scripts" / "convert_weights.py")]
+def convert(*arguments: str) -> None:
+    """scripts/convert_weights.py as the shell would run it, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["convert_weights.py", *arguments])
+        runpy.run_path(str(ROOT / "scripts" / "convert_weights.py"), run_name="__main__")
+
+
+def test_convert_script_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, back = str(tmp_path / "run"), str(tmp_path / "back.pt")
-    subprocess.run([*script, str(RELEASE), run, "--keep-optimizer", "--config", *TINY], check=True)
-    subprocess.run([*script, run, back, "--export-official"], check=True)
+    convert(str(RELEASE), run, "--keep-optimizer", "--config", *TINY)
+    assert "run: gpt_editar (dim 16, n_layer 2, vocab_size 64" in capsys.readouterr().err
+    convert(run, back, "--export-official")
+    assert "back.pt: 23 tensors, step 2, with optimiser state" in capsys.readouterr().err
     assert same(dict(official(RELEASE)["model"]), official(Path(back))["model"])
-    failed = subprocess.run([*script, "nowhere.pt", run + "2"], capture_output=True, text=True, check=False)
-    assert failed.returncode == 2
-    assert failed.stderr.strip() == "convert_weights: nowhere.pt: no such file or folder"
+    with pytest.raises(SystemExit, match="2"):
+        convert("nowhere.pt", run + "2")
+    assert capsys.readouterr().err.strip() == "convert_weights: nowhere.pt: no such file or folder"

@@ -24,7 +24,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
-from editar.encoders.vq import VQModel
 from editar.model.gpt import GPT
 from editar.runtime.fetch import hub_file
 from editar.runtime.files import CheckpointError, load_weights
@@ -250,14 +249,15 @@ def load_gpt(gpt: GPT, source: str | Path, strict: bool = False) -> LoadReport:
     return report
 
 
-def load_vq(vq: VQModel, source: str | Path) -> LoadReport:
-    """Put weights into the tokenizer; of a GPT's run folder, its tokenizer.safetensors."""
+def load_vq(vq: nn.Module, source: str | Path) -> LoadReport:
+    """Put weights into `vq`, an encoders.vq.VQModel; of a GPT's run folder, its tokenizer.safetensors."""
     if (Path(source) / "tokenizer.safetensors").is_file():
         source = Path(source) / "tokenizer.safetensors"
     state, info = read_checkpoint(source)
     if info.kind != "vq":
         raise CheckpointError(f"{source}: a GPT, where a VQ tokenizer is wanted")
-    return copy_into(vq, state, info, False, vq_advice(info.sizes, vq.cfg), [])
+    cfg: TokenizerConfig = vq.cfg  # type: ignore[assignment]
+    return copy_into(vq, state, info, False, vq_advice(info.sizes, cfg), [])
 
 
 def copy_into(

@@ -122,7 +122,7 @@ class Golden:
         path = self.path(name)
         try:
             return Entries(torch.load(path, map_location="cpu", weights_only=True), f"{self.folder.name}/{name}")
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).split("\n")[0]
             raise GoldenError(f"{self.folder.name}/{name}: not a readable tensor file ({reason})") from None
 

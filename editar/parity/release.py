@@ -44,7 +44,7 @@ def load_official(golden: Golden, name: str) -> Entries:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise GoldenError(f"{golden.folder.name}/{name}: not a readable checkpoint ({reason})") from None
     return Entries(checkpoint, f"{golden.folder.name}/{name}")

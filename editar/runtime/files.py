@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from editar.config import ConfigError, to_yaml
@@ -86,24 +87,40 @@ def checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def start_run_folder(folder: str | Path, cfg: Any) -> Path:
-    """Create (or re-enter) a run folder and write config.yaml and provenance.json into it.
+# What may change when a run continues: none of it alters what a step computes, but the length of
+# the run moves the end of a decaying learning rate.
+MAY_CHANGE = ("steps", "log_every", "eval_every", "save_every", "keep_checkpoints", "num_workers", "output_dir", "wandb")
 
-    An existing folder must have been made with the same config: raises ConfigError otherwise.
+
+def start_run_folder(folder: str | Path, cfg: Any) -> Path:
+    """Create (or re-enter) a run folder; write config.yaml and add this start to provenance.json.
+
+    An existing folder must have been made with the same config, but for MAY_CHANGE: raises
+    ConfigError with the first few differing keys otherwise.
     """
     folder = Path(folder)
-    text = to_yaml(cfg)
-    config_file = folder / "config.yaml"
-    if config_file.is_file() and config_file.read_text() != text:
-        changed = sorted(set(text.splitlines()) - set(config_file.read_text().splitlines()))
-        raise ConfigError(
-            f"{folder} holds a run with another config (now: {'; '.join(line.strip() for line in changed[:4])}); "
-            "choose another output_dir or remove that folder"
-        )
+    config_file, provenance_file = folder / "config.yaml", folder / "provenance.json"
+    if config_file.is_file():
+        old, new = (_flat(OmegaConf.create(text)) for text in (config_file.read_text(), to_yaml(cfg)))
+        changed = [key for key in new if key.split(".")[0] not in MAY_CHANGE and old.get(key) != new[key]]
+        if changed:
+            listed = ", ".join(f"{key} was {old.get(key)}, now {new[key]}" for key in changed[:3])
+            raise ConfigError(
+                f"{folder} holds a run with another config ({listed}); choose another output_dir or remove that folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(config_file, text)
-    write_json(folder / "provenance.json", provenance())
+    starts = json.loads(provenance_file.read_text()) if provenance_file.is_file() else []
+    write_text(config_file, to_yaml(cfg))
+    write_json(provenance_file, [*starts, provenance()])
     return folder
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {dotted key: value}."""
+    if not isinstance(node, DictConfig):
+        return {prefix: node}
+    items = [_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+    return {key: value for item in items for key, value in item.items()}
 
 
 def provenance() -> dict[str, str]:
