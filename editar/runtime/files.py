@@ -56,12 +56,6 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def read_tokenizer(source: str) -> dict[str, torch.Tensor]:
-    """State dict of a tokenizer from its run folder or safetensors file."""
-    path = Path(source)
-    return load_weights(path / "model.safetensors" if path.is_dir() else path)
-
-
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | Path) -> None:
     """Strict load that names every missing, unexpected or mis-shaped key before it changes anything."""
     own = module.state_dict()
@@ -89,7 +83,16 @@ def checksum(path: str | Path) -> str:
 
 # What may change when a run continues: none of it alters what a step computes, but the length of
 # the run moves the end of a decaying learning rate.
-MAY_CHANGE = ("steps", "log_every", "eval_every", "save_every", "keep_checkpoints", "num_workers", "output_dir", "wandb")
+MAY_CHANGE = (
+    "steps",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "num_workers",
+    "output_dir",
+    "wandb",
+)
 
 
 def start_run_folder(folder: str | Path, cfg: Any) -> Path:

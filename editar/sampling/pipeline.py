@@ -19,8 +19,9 @@ from editar.encoders.text import TextEncoder
 from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
 from editar.model.gpt import GPT
+from editar.model.weights import load_gpt, load_vq
 from editar.runtime.device import pick_device
-from editar.runtime.files import CheckpointError, load_state, load_weights
+from editar.runtime.files import CheckpointError
 from editar.sampling.decode import SampleSeeds, generate
 
 
@@ -47,9 +48,9 @@ class EditPipeline:
         check_sampling(cfg.sampling)
         place = pick_device(device)
         gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
-        for module, name in ((gpt, "model.safetensors"), (tokenizer, "tokenizer.safetensors")):
-            state = {key: value.float() for key, value in load_weights(folder / name).items()}
-            load_state(module, state, folder / name)
+        load_gpt(gpt, folder, strict=True)
+        load_vq(tokenizer, folder)
+        for module in (gpt, tokenizer):
             module.to(place).eval().requires_grad_(False)
         return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place))
 

@@ -19,8 +19,9 @@ from editar.encoders.teacher import build_teacher
 from editar.encoders.text import TextEncoder, TextTokens
 from editar.encoders.vq import VQModel
 from editar.model.gpt import GPT
+from editar.model.weights import load_gpt, load_vq
 from editar.runtime.distributed import World, distributed
-from editar.runtime.files import load_state, load_weights, read_tokenizer, save_weights, start_run_folder
+from editar.runtime.files import save_weights, start_run_folder
 from editar.runtime.log import MetricLogger, say
 from editar.sampling.pipeline import EditPipeline
 from editar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -87,7 +88,7 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
     tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
     if cfg.tokenizer.weights is None:
         raise ConfigError("tokenizer.weights is null; give the run folder of a trained tokenizer")
-    load_state(tokenizer, read_tokenizer(cfg.tokenizer.weights), cfg.tokenizer.weights)
+    load_vq(tokenizer, cfg.tokenizer.weights)
     text = TextEncoder(cfg.text, device)
     teacher = build_teacher(cfg.teacher, device, cfg.gpt.teacher_grid or cfg.gpt.grid // 2)
     if world.is_main:  # one process makes the codes, the others read them
@@ -103,8 +104,9 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
         world.barrier()
     gpt = GPT(cfg.gpt).to(device)
     if cfg.init_from is not None:
-        source = Path(cfg.init_from)
-        load_state(gpt, load_weights(source / "model.safetensors" if source.is_dir() else source), source)
+        report = load_gpt(gpt, cfg.init_from)
+        if world.is_main:
+            say(str(report))
     if world.is_main:
         say(
             f"GPT: {sum(p.numel() for p in gpt.parameters()) / 1e6:.2f} M parameters on {world.size} x {device}; "

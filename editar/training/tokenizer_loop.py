@@ -13,8 +13,9 @@ from editar.data.nano_world import NanoWorld
 from editar.data.sample import EditSample
 from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
+from editar.model.weights import read_checkpoint
 from editar.runtime.device import pick_device
-from editar.runtime.files import load_state, read_tokenizer, save_weights, start_run_folder, write_json
+from editar.runtime.files import load_state, save_weights, start_run_folder, write_json
 from editar.runtime.log import MetricLogger, say
 from editar.training.codebook import kmeans_init, restart_dead_codes
 from editar.training.optim import lr_factor, make_optimizers, set_lr
@@ -100,7 +101,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
 
 def _start_from(model: VQModel, cfg: TokenizerTrainConfig) -> None:
     """Weights of an earlier tokenizer; the codebook too, unless k-means is going to replace it."""
-    state = read_tokenizer(str(cfg.tokenizer.weights))
+    state, _ = read_checkpoint(str(cfg.tokenizer.weights))
     if cfg.kmeans_at >= 0:
         state["quantize.embedding.weight"] = model.quantize.embedding.weight.detach()
     load_state(model, state, str(cfg.tokenizer.weights))
