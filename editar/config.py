@@ -288,11 +288,13 @@ class TokenizerTrainConfig:
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     edge_weight: float = 0.0  # extra weight of pixels beside edges, 0 = plain mean
+    consistency_weight: float = 0.0  # the same codes in source and target where the edit changes nothing
     lpips_weight: float = 0.0  # needs the LPIPS weights
     lpips_weights: str | None = None
     gan_weight: float = 0.0
     gan_start: int = 20000
     kmeans_at: int = 200  # steps as plain autoencoder before the codebook is set by k-means; -1 = never
+    kmeans_rounds: int = 1  # few = even cover of the latents, many = follow their density
     restart_every: int = 50  # steps between dead-code restarts, 0 = never
     device: str = "auto"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

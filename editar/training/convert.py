@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from editar.config import ConfigError, RopeConfig, TrainConfig, to_dataclass, to_yaml
 from editar.model.gpt import GPT
-from editar.model.weights import State, WeightsInfo, gpt_advice, official_name, read_checkpoint
+from editar.model.weights import State, WeightsInfo, gpt_advice, official_name, read_checkpoint, read_file
 from editar.runtime.entry import load_config
 from editar.runtime.fetch import load_manifest
 from editar.runtime.files import CheckpointError, checksum, save_weights, write_json, write_text
@@ -143,7 +143,7 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
     written: dict[str, Any] = {"model": {key: state[key] for key in keys}}
     steps = source.get("steps") or 0
     if newest is not None:
-        saved = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
+        saved = read_file(newest / "state.pt")
         steps = saved["step"]
         if len(saved["optimizers"]) == 1:
             written["optimizer"] = official_optimizer(saved["optimizers"][0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from editar.config import TokenizerTrainConfig
@@ -22,14 +23,17 @@ from editar.training.optim import lr_factor, make_optimizers, set_lr
 from editar.training.tokenizer_losses import (
     PatchDiscriminator,
     build_lpips,
+    consistency_loss,
     hinge_discriminator_loss,
     reconstruction_loss,
 )
 
 
-def both_images(samples: list[EditSample]) -> torch.Tensor:
-    """Sources and targets of some samples as one batch, (2B, 3, H, W) float32 in [-1, 1]."""
-    return batch_to_tensor(np.stack([image for sample in samples for image in (sample.source, sample.target)]))
+def both_images(samples: list[EditSample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources and targets of P samples, interleaved, (2P, 3, H, W) float32 in [-1, 1], and the pixels
+    that the edit leaves alone, (P, H, W) bool."""
+    images = np.stack([image for sample in samples for image in (sample.source, sample.target)])
+    return batch_to_tensor(images), torch.from_numpy(np.stack([~sample.mask for sample in samples]))
 
 
 def image_loader(cfg: TokenizerTrainConfig) -> DataLoader:
@@ -57,20 +61,26 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     counts = torch.zeros(cfg.tokenizer.codebook_size, dtype=torch.long)
 
     loader = image_loader(cfg)
-    for step, batch in enumerate(loader):
+    for step, (batch, untouched) in enumerate(loader):
         images = batch.to(device, memory_format=torch.channels_last)
         set_lr(optimizers, lr_factor(step, cfg.steps, cfg.optim))
         if step == cfg.kmeans_at:
-            kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator)
+            kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator, cfg.kmeans_rounds)
         latents = model.latents(images)
         quantised, losses, codes = model.quantize(latents)
         if step < cfg.kmeans_at:  # plain autoencoder: spreads the latents before they are quantised
             quantised = model.quantize.normalise(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         recon = model.decode_latents(quantised)
         pixels = reconstruction_loss(recon, images, cfg)
-        total = pixels
+        total, same = pixels, 0.0
         if step >= cfg.kmeans_at:
             total = total + losses.codebook + losses.commit + losses.entropy
+            if cfg.consistency_weight > 0:
+                flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
+                chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
+                patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
+                pull, same = consistency_loss(flat, chosen, codes, patches)
+                total = total + cfg.consistency_weight * pull
         if lpips is not None:
             total = total + cfg.lpips_weight * lpips(recon, images).mean()
         if adversary is not None and step >= cfg.gan_start:
@@ -88,7 +98,8 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
         if done % cfg.log_every == 0 or done == cfg.steps:
             psnr = -10 * torch.log10((recon.detach().clamp(-1, 1) - images).square().mean() / 4)
             values = {"pixels": float(pixels.detach()), "commit": float(losses.commit.detach()), "psnr_db": float(psnr)}
-            logger.log(done, values | {"codes_used": float((counts > 0).sum())}, cfg.batch_size)
+            values |= {"codes_used": float((counts > 0).sum()), "codes_kept": same}
+            logger.log(done, values, cfg.batch_size)
         if cfg.restart_every and done % cfg.restart_every == 0:
             if cfg.kmeans_at <= step < 0.7 * cfg.steps:  # the last third lets the codebook settle
                 flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim)
@@ -128,11 +139,11 @@ class Adversary:
 
 @torch.no_grad()
 def _collect_latents(model: VQModel, cfg: TokenizerTrainConfig, device: torch.device) -> torch.Tensor:
-    """Latents of enough pictures for k-means, (M, C) with M >= 8 per code."""
+    """Latents of enough pictures for k-means, (M, C) with M >= 32 per code."""
     per_image = (cfg.image_size // cfg.tokenizer.downsample) ** 2
-    pairs = max(8, -(-8 * cfg.tokenizer.codebook_size // (2 * per_image)))
+    pairs = max(8, -(-32 * cfg.tokenizer.codebook_size // (2 * per_image)))
     world = NanoWorld("train", pairs, cfg.data.seed)
-    images = both_images([world[i] for i in range(pairs)]).to(device)
+    images = both_images([world[i] for i in range(pairs)])[0].to(device)
     return model.latents(images).permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim).cpu()
 
 
@@ -140,7 +151,7 @@ def _collect_latents(model: VQModel, cfg: TokenizerTrainConfig, device: torch.de
 def _finish(model: VQModel, cfg: TokenizerTrainConfig, folder: Path, device: torch.device) -> None:
     """Measure on held-out pictures, save weights, result and a sheet of reconstructions."""
     world = NanoWorld("heldout", 64, cfg.data.seed)
-    images = both_images([world[i] for i in range(64)]).to(device)
+    images = both_images([world[i] for i in range(64)])[0].to(device)
     codes = model.encode(images)
     recon = model.decode(codes).clamp(-1, 1)
     psnr = -10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4)

@@ -32,6 +32,25 @@ def reconstruction_loss(recon: torch.Tensor, images: torch.Tensor, cfg: Tokenize
     return per_pixel.mean()
 
 
+def consistency_loss(
+    latents: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor, unchanged: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Pull what an edit leaves alone onto the same codes in source and target.
+
+    latents, chosen (2P, h, w, C): normalised latents and their codebook rows of interleaved
+    source, target, source, ...; codes (2P, h, w); unchanged (P, h, w) bool. Each side is drawn to
+    the other's code. Returns the loss and the share of unchanged patches whose code is the same.
+    GroupNorm and attention see the whole picture, so without this an edit in one corner changed
+    half of all other codes and there was nothing for the GPT to copy (docs/log.md).
+    """
+    if not unchanged.any():
+        return latents.new_zeros(()), 1.0
+    goal = chosen.detach()
+    error = (latents[0::2] - goal[1::2]).square().sum(-1) + (latents[1::2] - goal[0::2]).square().sum(-1)  # (P, h, w)
+    same = (codes[0::2] == codes[1::2])[unchanged].float().mean().item()
+    return error[unchanged].mean(), same
+
+
 def build_lpips(weights: str) -> nn.Module:
     """LPIPS-VGG with the backbone from a local torchvision `vgg16-*.pth`; the heads come with lpips."""
     import lpips
