@@ -415,11 +415,11 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)} on the command line")
-        result = OmegaConf.to_object(merged)
+        result: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise explain(error, cls) from None
-    result.resolve()  # type: ignore[attr-defined]
-    return result  # type: ignore[return-value]
+    result.resolve()
+    return result
 
 
 def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:

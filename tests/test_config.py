@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from conftest import ROOT, run_module
 
 from editar.config import ConfigError, EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
 from editar.runtime.entry import load_config
-
-from conftest import ROOT, run_module
 
 
 def compose_train(*overrides: str) -> TrainConfig:
@@ -81,7 +80,7 @@ def test_eval_accepts_sampling_overrides() -> None:
 
 def test_override_checks_keys_and_types() -> None:
     assert override(SamplingConfig(), {"cfg_scale": 2}, "sampling").cfg_scale == 2.0
-    with pytest.raises(ConfigError, match="sampling: unknown key 'cfg'; known there: .*cfg_scale"):
+    with pytest.raises(ConfigError, match=r"sampling: unknown key 'cfg'; known there: .*cfg_scale"):
         override(SamplingConfig(), {"cfg": 2}, "sampling")
     with pytest.raises(ConfigError, match="sampling: top_k: Value 'lots'"):
         override(SamplingConfig(), {"top_k": "lots"}, "sampling")

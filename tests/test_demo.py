@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from editar.runtime.files import load_weights
 from editar.sampling.pipeline import EditPipeline
 
-from conftest import ROOT
-
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import demo  # noqa: E402
-import export_run  # noqa: E402
+import demo
+import export_run
 
 
 def test_export_keeps_what_editing_needs(tiny_run: Path, tmp_path: Path) -> None:

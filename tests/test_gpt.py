@@ -19,7 +19,8 @@ ROPES = {
 def config(rope: RopeConfig | None = None, **changes: object) -> GPTConfig:
     base = GPTConfig(
         dim=32, n_layer=2, n_head=4, multiple_of=16, vocab_size=23, grid=3, text_tokens=5, text_dim=12,
-        null_text_rows=5, teacher_dim=7, token_dropout=0.0, resid_dropout=0.0, ffn_dropout=0.0, rope=rope or RopeConfig(),
+        null_text_rows=5, teacher_dim=7, token_dropout=0.0, resid_dropout=0.0, ffn_dropout=0.0,
+        rope=rope or RopeConfig(),
     )  # fmt: skip
     for key, value in changes.items():
         setattr(base, key, value)

@@ -31,7 +31,7 @@ def test_seeds_and_streams_are_independent() -> None:
     a, b, c = stream.uniform(draws, 0, 0), stream.uniform(draws, 1, 0), stream.uniform(draws, 0, 1)
     for x in (a, b, c):
         assert x.dtype == np.float32
-        assert 0 <= x.min()
+        assert x.min() >= 0
         assert x.max() < 1
         assert abs(x.mean() - 0.5) < 0.01
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.03

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_TOKENIZER
 
 from editar.config import ConfigError, TokenizerTrainConfig
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights
+from editar.training.tokenizer_loop import image_loader, train_tokenizer
 from editar.training.tokenizer_losses import (
     PatchDiscriminator,
     build_lpips,
@@ -19,9 +21,6 @@ from editar.training.tokenizer_losses import (
     hinge_discriminator_loss,
     reconstruction_loss,
 )
-from editar.training.tokenizer_loop import image_loader, train_tokenizer
-
-from conftest import TINY_TOKENIZER
 
 
 def test_edges_weigh_more_and_the_mean_is_one() -> None:

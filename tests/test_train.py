@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_module, tiny_overrides
 from safetensors.torch import load_file
 
 from editar.config import ConfigError, OptimConfig, TrainConfig
@@ -14,8 +15,6 @@ from editar.runtime.entry import load_config
 from editar.runtime.files import CheckpointError
 from editar.training.loop import train
 from editar.training.optim import Muon, lr_factor, make_optimizers, orthogonalise
-
-from conftest import run_module, tiny_overrides
 
 
 def train_tiny(folder: Path, tokenizer: Path, *more: str) -> Path:

@@ -85,7 +85,7 @@ def build_table(
     world: NanoWorld, tokenizer: VQModel, text: TextEncoder, teacher: Teacher | None, workers: int, device: torch.device
 ) -> CodesTable:
     """Encode every sample of `world`, in order."""
-    loader = DataLoader(world, batch_size=64, collate_fn=list, num_workers=workers)
+    loader: DataLoader = DataLoader(world, batch_size=64, collate_fn=list, num_workers=workers)
     parts: list[CodesTable] = []
     batch: list[EditSample]
     for batch in tqdm(loader, desc=f"encoding {world.split}", unit="batch", mininterval=2):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from editar.conditions import canny_condition, colour_labels, depth_condition
 from editar.data import nano_scene as ns
@@ -75,7 +76,7 @@ class Plan:
     index: int = -1
 
 
-class NanoWorld:
+class NanoWorld(Dataset[EditSample]):
     """`world[i]` is EditSample i of a split; `world.plan(i)` is the scenes behind it."""
 
     def __init__(self, split: str, samples: int, seed: int = 0) -> None:

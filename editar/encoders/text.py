@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from editar.config import ConfigError, TextConfig
 from editar.runtime.device import pick_dtype
 from editar.runtime.log import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
 
@@ -39,13 +42,15 @@ class TextEncoder:
         self.truncated = 0
         if cfg.name == "nano":
             self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(cfg.max_tokens)
-            self.model = nano_t5(cfg, self.tokenizer.size)
+            model = nano_t5(cfg, self.tokenizer.size)
         else:
             self.tokenizer = HubTokenizer(cfg.name, cfg.max_tokens)
-            self.model = load_t5(cfg, device)
-        self.model = self.model.to(device, pick_dtype(cfg.dtype, device)).eval().requires_grad_(False)
-        if self.model.config.d_model != cfg.dim:
-            raise ConfigError(f"text.dim={cfg.dim} but {cfg.name} gives {self.model.config.d_model}-d embeddings")
+            model = load_t5(cfg, device)
+        model.to(device=device, dtype=pick_dtype(cfg.dtype, device))  # type: ignore[call-arg]
+        self.model = model.eval().requires_grad_(False)
+        width = self.model.config.d_model
+        if width != cfg.dim:
+            raise ConfigError(f"text.dim={cfg.dim} but {cfg.name} gives {width}-d embeddings")
 
     def tokenize(self, texts: list[str]) -> TextTokens:
         """Raw instructions -> ids and mask on the CPU; too long ones are cut with one warning each run."""
@@ -107,13 +112,13 @@ class HubTokenizer:
         return TextTokens(batch["input_ids"]), cut
 
 
-def load_t5(cfg: TextConfig, device: torch.device) -> torch.nn.Module:
+def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:
     from transformers import T5EncoderModel
 
     return _from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
 
 
-def nano_t5(cfg: TextConfig, vocabulary: int) -> torch.nn.Module:
+def nano_t5(cfg: TextConfig, vocabulary: int) -> PreTrainedModel:
     """A small T5 encoder with random weights from a seed: context mixing without a download.
 
     The relative-position table is drawn wide, so that neighbours weigh more and word order shows

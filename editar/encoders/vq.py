@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         channels, last = cfg.ch, len(cfg.encoder_ch_mult) - 1
         for level, mult in enumerate(cfg.encoder_ch_mult):
-            block = _level(channels, cfg.ch * mult, cfg.num_res_blocks, attention=level == last, cfg=cfg)
+            block = Level(channels, cfg.ch * mult, cfg.num_res_blocks, cfg, attention=level == last)
             channels = cfg.ch * mult
             if level != last:
                 block.downsample = Downsample(channels)
@@ -158,9 +158,7 @@ class Encoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(x)  # (B, ch, H, W)
         for block in self.conv_blocks:
-            x = _run_level(block, x)
-            if "downsample" in block._modules:
-                x = block.downsample(x)
+            x = block(x)
         for part in self.mid:
             x = part(x)  # (B, ch * mult, h, w)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, z, h, w)
@@ -176,7 +174,7 @@ class Decoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         for level in reversed(range(len(mults))):
             lowest = level == len(mults) - 1
-            block = _level(channels, cfg.ch * mults[level], cfg.num_res_blocks + 1, attention=lowest, cfg=cfg)
+            block = Level(channels, cfg.ch * mults[level], cfg.num_res_blocks + 1, cfg, attention=lowest)
             channels = cfg.ch * mults[level]
             if level != 0:
                 block.upsample = Upsample(channels)
@@ -184,39 +182,36 @@ class Decoder(nn.Module):
         self.norm_out = _norm(channels, cfg)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.conv_out.weight
-
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(z)  # (B, ch * mult, h, w)
         for part in self.mid:
             x = part(x)
         for block in self.conv_blocks:
-            x = _run_level(block, x)
-            if "upsample" in block._modules:
-                x = block.upsample(x)
+            x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, 3, H, W)
 
 
-def _level(channels_in: int, channels: int, blocks: int, attention: bool, cfg: TokenizerConfig) -> nn.Module:
-    """The residual (and attention) blocks of one resolution, named as in the checkpoints."""
-    level = nn.Module()
-    level.res = nn.ModuleList()
-    level.attn = nn.ModuleList()
-    for i in range(blocks):
-        level.res.append(ResnetBlock(channels_in if i == 0 else channels, channels, cfg))
-        if attention:
-            level.attn.append(AttnBlock(channels, cfg))
-    return level
+class Level(nn.Module):
+    """The residual (and attention) blocks of one resolution and the step to the next."""
 
+    downsample: Downsample | None
+    upsample: Upsample | None
 
-def _run_level(level: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    for i, block in enumerate(level.res):  # type: ignore[arg-type]
-        x = block(x)
-        if len(level.attn) > 0:  # type: ignore[arg-type]
-            x = level.attn[i](x)  # type: ignore[index]
-    return x
+    def __init__(self, channels_in: int, channels: int, blocks: int, cfg: TokenizerConfig, attention: bool) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels] * (blocks - 1)
+        self.res = nn.ModuleList(ResnetBlock(width, channels, cfg) for width in widths)
+        self.attn = nn.ModuleList(AttnBlock(channels, cfg) for _ in range(blocks if attention else 0))
+        self.downsample = self.upsample = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn) > 0:
+                x = self.attn[i](x)
+        for step in (self.downsample, self.upsample):
+            x = x if step is None else step(x)
+        return x
 
 
 def _middle(channels: int, cfg: TokenizerConfig) -> nn.ModuleList:
@@ -237,15 +232,12 @@ class ResnetBlock(nn.Module):
         self.norm2 = _norm(channels, cfg)
         self.dropout = nn.Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        if channels_in != channels:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels, 1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        if "nin_shortcut" in self._modules:
-            x = self.nin_shortcut(x)
-        return x + h
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):

@@ -156,7 +156,7 @@ class GPT(nn.Module):
         features = self.alignment(hidden.transpose(1, 2).reshape(b, d, self.cfg.grid, self.cfg.grid))
         if self.cfg.teacher_grid is not None:
             size = (self.cfg.teacher_grid, self.cfg.teacher_grid)
-            features = F.interpolate(features, size, mode="bilinear", antialias=True)
+            features = F.interpolate(features.float(), size, mode="bilinear", antialias=True)  # no bf16 on CPUs
         return features.flatten(2).transpose(1, 2)
 
 

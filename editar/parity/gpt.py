@@ -174,10 +174,6 @@ def check_features(
     for teacher in sorted({key.split("_")[1] for key in stored if key.startswith("features_")}):
         shape = stored.get(f"features_{teacher}_shape")
         grid = None if shape is None else math.isqrt(int(shape[1]))
-        if grid is not None and golden.dtype == torch.bfloat16 and golden.device.type == "cpu":
-            reason = "torch has no bfloat16 antialiased resize on the CPU"
-            yield Skipped(f"{golden.folder.name}: {title} features_{teacher}", reason)
-            continue
         model = build(golden, replace(cfg, teacher_grid=grid), state).train()
         with torch.no_grad():
             features = model(source, text, target, *drops(golden, stored["rand"])).features  # (B, T, C)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,8 +12,9 @@ from editar.config import GPTConfig, OptimConfig, SamplingConfig
 from editar.encoders.vq import VQModel
 from editar.images import load_image, preprocess
 from editar.model.gpt import GPT
+from editar.model.weights import read_file
 from editar.parity import gpt, vq
-from editar.parity.checks import Check, Entries, Golden, GoldenError, Skipped
+from editar.parity.checks import Check, Entries, Golden, Skipped
 from editar.training.losses import token_loss
 from editar.training.optim import make_optimizers
 
@@ -40,14 +39,7 @@ def run(golden: Golden) -> Iterator[Check | Skipped]:
 
 def load_official(golden: Golden, name: str) -> Entries:
     """A checkpoint of the official training scripts; its parsed arguments are the only class let in."""
-    path = golden.path(name)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise GoldenError(f"{golden.folder.name}/{name}: not a readable checkpoint ({reason})") from None
-    return Entries(checkpoint, f"{golden.folder.name}/{name}")
+    return Entries(read_file(golden.path(name)), f"{golden.folder.name}/{name}")
 
 
 def check_release(golden: Golden, release: Entries, cfg: GPTConfig, config: Entries, keys: Entries) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from editar.config import SamplingConfig
-from editar.parity.checks import Check, Entries, Golden, Skipped
+from editar.parity.checks import Check, Entries, Golden
 from editar.sampling.decode import filter_logits, guide, probabilities
 
 
@@ -13,7 +13,7 @@ def files(golden: Golden) -> list[str]:
     return ["index.json", "sampling.pt"]
 
 
-def run(golden: Golden) -> Iterator[Check | Skipped]:
+def run(golden: Golden) -> Iterator[Check]:
     index, stored = golden.json("index.json"), golden.tensors("sampling.pt")
     for case in index["filter_cases"]:
         yield from check_filter(golden, case, stored)
@@ -22,14 +22,11 @@ def run(golden: Golden) -> Iterator[Check | Skipped]:
     yield from check_guidance(golden, stored)
 
 
-def check_filter(golden: Golden, case: Entries, stored: Entries) -> Iterator[Check | Skipped]:
+def check_filter(golden: Golden, case: Entries, stored: Entries) -> Iterator[Check]:
     name = f"filter {case['name']}"
-    if case.get("min_tokens_to_keep", 1) != 1:
-        yield Skipped(f"{golden.folder.name}: {name}", "min_tokens_to_keep is not offered, no EditAR script sets it")
-        return
     logits = stored[case["input"]].to(golden.device)
     before = logits.clone()
-    kept = filter_logits(logits, case["top_k"], case["top_p"])
+    kept = filter_logits(logits, case["top_k"], case["top_p"], case.get("min_tokens_to_keep", 1))
     yield golden.identical(name, kept, stored[case["name"]])
     yield golden.identical(f"{name} kept per row", kept.isfinite().sum(-1), case["kept_per_row"])
     yield golden.identical(f"{name} leaves its input alone", logits, before)

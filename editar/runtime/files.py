@@ -122,7 +122,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {dotted key: value}."""
     if not isinstance(node, DictConfig):
         return {prefix: node}
-    items = [_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+    items = [_flat(value, f"{prefix}.{key!s}" if prefix else str(key)) for key, value in node.items()]
     return {key: value for item in items for key, value in item.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,13 @@ def _start_wandb(cfg: WandbConfig, folder: Path) -> Any:
     import wandb
 
     id_file = folder / "wandb_id.txt"
-    run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+    run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
     id_file.write_text(run_id)
     return wandb.init(
-        project=cfg.project, name=cfg.name or folder.name, id=run_id, resume="allow", mode=cfg.mode, dir=str(folder)
+        project=cfg.project,
+        name=cfg.name or folder.name,
+        id=run_id,
+        resume="allow",
+        dir=str(folder),
+        mode=cfg.mode,  # type: ignore[arg-type]
     )

@@ -20,22 +20,23 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tenso
     return uncond + (cond - uncond) * scale
 
 
-def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_keep: int = 1) -> torch.Tensor:
     """Set what may not be drawn to -inf; logits (B, V), a new tensor is returned.
 
     Top-k keeps everything >= the k-th value (ties can keep more), k is clamped to V, 0 = off.
     Top-p, after top-k, keeps the smallest set whose probability exceeds p with the token that
-    crosses it, at least one; 1 = off.
+    crosses it, at least one; 1 = off. With min_keep m > 1 top-k keeps at least m, and top-p m + 1:
+    a slip of the official filter, kept.
     """
     if top_k > 0:
-        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        kth = logits.topk(min(max(top_k, min_keep), logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1.0:
         ranked, order = logits.sort(dim=-1, descending=True)
         before = ranked.softmax(-1).cumsum(-1).roll(1, dims=-1)  # probability of all better tokens
         before[:, 0] = 0.0
         drop = before > top_p
-        drop[:, 0] = False
+        drop[:, : min_keep + 1 if min_keep > 1 else 1] = False
         logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
     return logits
 

@@ -52,7 +52,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     model = VQModel(cfg.tokenizer)
     if cfg.tokenizer.weights is not None:
         _start_from(model, cfg)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
     lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
