@@ -58,8 +58,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, tiny_tokeniz
 
 
 def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_tokenizer: Path) -> None:
-    with pytest.raises(ConfigError, match="holds a run with another config"):
-        train_tiny(tiny_run, tiny_tokenizer, "steps=9", "save_every=2")
+    with pytest.raises(ConfigError, match=r"holds a run with another config \(optim\.lr was 0\.002, now 0\.5\)"):
+        train_tiny(tiny_run, tiny_tokenizer, "optim.lr=0.5")
+
+
+def test_a_run_may_be_made_longer(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    folder = train_tiny(tmp_path / "run", tiny_tokenizer, "steps=2")
+    train_tiny(folder, tiny_tokenizer, "steps=3")
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 3]
+    assert len(json.loads((folder / "provenance.json").read_text())) == 2
 
 
 def test_missing_and_unfit_tokenizers_are_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
