@@ -73,10 +73,11 @@ def train_from_scratch(out: Path, tokenizer_steps: int, gpt_steps: int) -> Path:
             TrainConfig,
             "train",
             [
+                "experiment=nano_demo",
                 f"output_dir={out / 'gpt'}",
                 f"tokenizer.weights={tokenizer}",
                 f"steps={gpt_steps}",
-                f"data.train_samples={max(64, 16 * gpt_steps)}",
+                f"data.train_samples={max(64, 12 * gpt_steps)}",
                 "data.heldout_samples=64",
                 f"log_every={max(1, gpt_steps // 20)}",
                 f"eval_every={gpt_steps}",
@@ -91,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
-    parser.add_argument("--tokenizer-steps", type=int, default=300)
-    parser.add_argument("--gpt-steps", type=int, default=260)
+    parser.add_argument("--tokenizer-steps", type=int, default=230)
+    parser.add_argument("--gpt-steps", type=int, default=440)
     args = parser.parse_args(argv)
     started = time.perf_counter()
     torch.manual_seed(0)
@@ -104,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     shown, summaries["reference"] = bench.score(reference, "reference")
     _, summaries["shuffled text"] = bench.score(reference, "shuffled", shuffle=True)
     _, summaries["tokenizer alone"] = bench.judge(reference.reconstruct([s.target for s in bench.samples]), "ceiling")
-    sweep = {scale: bench.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
+    few = Bench(args.samples * 2 // 5)
+    sweep = {scale: few.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
 
     say("== 2/3 from scratch ==")
     run_folder = train_from_scratch(args.out / "scratch", args.tokenizer_steps, args.gpt_steps)
@@ -132,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     reference_log = args.reference / "metrics.jsonl"
     plots = [
         task_bars({name: summaries[name] for name in ("reference", "from scratch")}),
-        sweep_curve(sweep, args.samples),
+        sweep_curve(sweep, len(few.samples)),
         loss_curves(metrics, "GPT from scratch: losses", ("token", "distill")),
         loss_curves(
             {"tokenizer": args.out / "scratch/tokenizer/metrics.jsonl"}, "Tokenizer from scratch: PSNR", ("psnr_db",)

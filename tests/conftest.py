@@ -70,7 +70,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> 
 
 
 def run_module(
-    module: str, *arguments: str, processes: int = 0, timeout: float = 240
+    module: str, *arguments: str, processes: int = 0, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """`python -m module ...`, or under torchrun with `processes` gloo workers."""
     launcher = [sys.executable, "-m"]
