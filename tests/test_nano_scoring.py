@@ -71,3 +71,18 @@ def test_shuffling_moves_everybody() -> None:
     assert sorted(moved) == sorted(names)
     assert all(a != b for a, b in zip(names, moved, strict=True))
     assert moved == shuffled(names)
+
+
+@pytest.mark.parametrize("kind", ["circle", "square", "triangle", "star"])
+def test_an_object_nobody_asked_for_is_a_mistake(kind: str) -> None:
+    world = NanoWorld("heldout", 64)
+    judged = 0
+    for index in range(64):
+        plan = world.plan(index)
+        extra = Shape(kind, "cyan", 52, 52, 9, 0.5)
+        if any(extra.overlaps(shape) for shape in plan.target.shapes):
+            continue
+        picture = draw(replace(plan.target, shapes=(*plan.target.shapes, extra)))
+        assert judge(plan, picture).outcome in ("extra object", "damage"), plan.instruction
+        judged += 1
+    assert judged > 10

@@ -245,6 +245,7 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
             if plan.task == "remove" or i != index:
                 harmed = [target.without(i)] + [s for _, s in _other_colours(target, i) + _other_kinds(target, i)]
                 wrong += [("damage", scene) for scene in harmed]
+    wrong += _extra_objects(target)
     pictures = [("unchanged", source_picture), ("half done", half)]
     pictures += [(name, ns.draw(scene)) for name, scene in wrong]
     return [(name, picture) for name, picture in pictures if not np.array_equal(picture, target_picture)]
@@ -273,6 +274,17 @@ def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:
         if cell != scene.shapes[index].cell and not any(moved.shapes[index].overlaps(s) for s in others):
             places.append(("wrong place", moved))
     return places
+
+
+def _extra_objects(scene: Scene) -> list[tuple[str, Scene]]:
+    """A shape nobody asked for, of any colour at any free place (circles stand for all kinds)."""
+    added = []
+    for cell in range(9):
+        for colour in ns.COLOURS:
+            shape = Shape("circle", colour, *_centre(cell), ns.RADII[0], 0.75)
+            if not any(shape.overlaps(other) for other in scene.shapes):
+                added.append(("extra object", replace(scene, shapes=(*scene.shapes, shape))))
+    return added
 
 
 def _other_backgrounds(scene: Scene) -> list[tuple[str, Scene]]:

@@ -83,7 +83,6 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
             f"global_batch={cfg.global_batch} is not divisible by "
             f"{world.size} processes x micro_batch={cfg.micro_batch}"
         )
-    torch.manual_seed(cfg.seed)
     device = world.device
     tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
     if cfg.tokenizer.weights is None:
@@ -102,6 +101,8 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
                     cfg.teacher.name, cfg.num_workers, device,
                 )  # fmt: skip
         world.barrier()
+    # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
+    torch.manual_seed(cfg.seed)
     gpt = GPT(cfg.gpt).to(device)
     if cfg.init_from is not None:
         report = load_gpt(gpt, cfg.init_from)
