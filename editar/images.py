@@ -6,45 +6,57 @@ sampling scripts (truncation, not rounding, to uint8).
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin
 
 MAX_PIXELS = 300_000_000
+
+# MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
+PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
 class ImageError(ValueError):
     """A picture file that cannot be used; the message names the file and the reason."""
 
 
-def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open any picture a person has as upright 8-bit RGB.
+class ImageTooLarge(ImageError):
+    """More pixels than anybody needs: a mistake or a decompression bomb."""
+
+
+def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Open any picture a person has, a file or a file's content, as upright 8-bit RGB.
 
     Handles EXIF rotation, palettes, alpha (over white), CMYK, grey, 16-bit and float images.
-    Raises ImageError for a missing, unreadable, truncated, empty or too large file.
+    Raises ImageError for a missing, unreadable, truncated, empty or too large file; its text begins
+    with `name` (default: the path).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path}: no such image file")
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ImageError(f"{name}: no such image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise ImageError(
-                        f"{path}: {width}x{height} is more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
+                    raise ImageTooLarge(
+                        f"{name}: {width}x{height} is more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not a readable image ({error})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"{name}: {error}") from None
+    except Exception as error:  # decoders raise nearly anything at damaged files: struct.error, EOFError, KeyError
+        raise ImageError(f"{name}: not a readable image ({error})") from None
     return to_rgb(upright)
 
 
@@ -96,9 +108,9 @@ def preprocess(image: Image.Image, size: int) -> torch.Tensor:
     return to_tensor(resize_and_crop(image, size))
 
 
-def batch_to_tensor(images: np.ndarray) -> torch.Tensor:
+def batch_to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

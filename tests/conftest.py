@@ -72,11 +72,35 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> 
 def run_module(
     module: str, *arguments: str, processes: int = 0, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module ...`, or under torchrun with `processes` gloo workers."""
-    launcher = [sys.executable, "-m"]
+    """`python -m module ...` (or `python script.py ...`), under torchrun with `processes` gloo workers."""
+    launcher = [sys.executable]
     if processes:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    if not module.endswith(".py"):
+        launcher.append("-m")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*launcher, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture(scope="session")
+def five_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prepared folders of the paper's five sources, made from miniature downloads: name -> folder."""
+    import miniature
+
+    from editar.data.prepare.parquet import Request, prepare
+
+    root = tmp_path_factory.mktemp("five")
+    makers = {
+        "pipe": miniature.write_pipe,
+        "multigen_depth": miniature.write_multigen_depth,
+        "cocostuff": miniature.write_cocostuff,
+        "seed_unsplash": miniature.write_seed,
+    }
+    folders = {}
+    for name, make in makers.items():
+        download = make(root / f"download_{name}", 24)
+        folders[name] = root / name
+        prepare(Request(source=name, origin=str(download), folder=folders[name], workers=1))
+    return folders | {"multigen_canny": folders["multigen_depth"]}

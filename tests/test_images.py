@@ -115,3 +115,11 @@ def test_saving_is_atomic_and_names_bad_suffixes(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["a.png"]
     with pytest.raises(ImageError, match=r"use a name that ends in \.png or \.jpg"):
         save_image(gradient(8, 8), tmp_path / "a.nonsense")
+
+
+def test_content_instead_of_a_file(tmp_path: Path) -> None:
+    gradient(8, 6).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(np.asarray(load_image(content)), np.asarray(load_image(tmp_path / "a.png")))
+    with pytest.raises(ImageError, match="pipe row 7: not a readable image"):
+        load_image(content[:60], name="pipe row 7")

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # package or module -> what of editar it may import
 MAY_IMPORT = {
-    "config": set(),
+    "config": {"config"},
     "images": set(),
     "conditions": {"images"},
     "runtime": {"config", "images", "runtime"},
@@ -19,13 +19,24 @@ MAY_IMPORT = {
     "data": {"config", "images", "conditions", "encoders", "runtime", "data"},
     "sampling": {"config", "images", "encoders", "model", "runtime", "sampling"},
     "training": {"config", "images", "data", "encoders", "model", "runtime", "sampling", "training"},
-    "evaluation": {"config", "images", "data", "runtime", "sampling", "evaluation"},
+    "evaluation": {
+        "config",
+        "images",
+        "conditions",
+        "data",
+        "encoders",
+        "model",
+        "runtime",
+        "sampling",
+        "evaluation",
+    },
     "parity": {
         "config",
         "images",
         "conditions",
         "data",
         "encoders",
+        "evaluation",
         "model",
         "runtime",
         "sampling",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from editar.data.nano_scene import Shape, draw
 from editar.data.nano_world import NanoWorld, counterfactuals, render
 from editar.evaluation.nano import Rate, judge, masked_psnr, shuffled, summarise, table
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from editar.data.prompts import prompt, remove_instruction
+from editar.data.sources import remove_instruction
 from editar.parity.checks import Check, error_of
 from editar.parity.groups import GROUPS, run_all
+from editar.parity.preprocess import template
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "check_parity.py"
@@ -233,7 +234,5 @@ def test_nan_error_is_not_ok() -> None:
 
 
 def test_prompts() -> None:
-    assert prompt("depth", "a {curly} barn").endswith("description: a {curly} barn")
+    assert template("multigen_depth").format("a {curly} barn").endswith("description: a {curly} barn")
     assert remove_instruction("Insert 2 birds") == "Remove rt 2 birds"
-    with pytest.raises(ValueError, match="no prompt for task tarot"):
-        prompt("tarot", "a barn")

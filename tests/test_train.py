@@ -104,10 +104,13 @@ def test_two_processes_equal_one(tmp_path: Path, tiny_tokenizer: Path, teacher: 
         torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)
 
 
-def test_untrained_features_are_trained_by_the_teacher(tiny_run: Path) -> None:
-    """The alignment layer moves, so the distillation loss really reaches it."""
-    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[3]["distill"] < rows[0]["distill"]
+def test_the_distillation_loss_falls(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Four rows, seen at every step: the alignment layer learns them."""
+    nothing_dropped = ["drop.text=0", "drop.image=0", "drop.both=0"]
+    overrides = ["steps=6", "data.train_samples=4", "optim.warmup_steps=0", *nothing_dropped]
+    folder = train_tiny(tmp_path / "run", tiny_tokenizer, *overrides)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[5]["distill"] < 0.9 * rows[0]["distill"]
 
 
 def test_init_from_takes_weights_only(tmp_path: Path, tiny_run: Path, tiny_tokenizer: Path) -> None:

@@ -1,104 +1,187 @@
-"""Codes of a data set, made once by the frozen tokenizer and read many times.
+"""The codes cache: every row of a source after the frozen tokenizer, made once, read many times.
 
-A row holds source codes, target codes, text token ids and, when a teacher is on, its features of the
-target. Rows are made in memory and kept beside the run, so a resumed run does not make them again.
+CACHE/NAME/manifest.json   what the codes were made of and with; anything else is refused by name
+CACHE/NAME/codes-00000.parquet   SHARD_ROWS rows each; row r of the source is row r of the cache
+
+A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so
+direction, wording and teacher stay open. A row that could not be read keeps its place and its reason.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import io
+import json
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
-from editar.data.nano_world import TASKS, NanoWorld
-from editar.data.sample import EditSample
-from editar.encoders.teacher import Teacher
-from editar.encoders.text import TextEncoder
-from editar.encoders.vq import VQModel
-from editar.images import batch_to_tensor
-from editar.runtime.files import CheckpointError, load_weights, save_weights
+from editar.config import SourceConfig
+from editar.data.sample import BadRow, Texts
+from editar.data.tables import DataError
+
+FORMAT = 1
+PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
+SHARD_ROWS = 1024
+GROUP_ROWS = 32  # rows of one parquet row group: what one random read costs
+IN_MEMORY = 1 << 29  # bytes; smaller caches are kept in memory
+OPEN_SHARDS = 64
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("bad", pa.string()),
+        ("task", pa.string()),
+        ("source", pa.binary()),
+        ("target", pa.binary()),
+        ("forward", pa.list_(pa.string())),
+        ("backward", pa.list_(pa.string())),
+        ("source_picture", pa.binary()),
+        ("target_picture", pa.binary()),
+        ("features", pa.binary()),
+    ]
+)
 
 
-@dataclass
-class CodesTable:
-    """n rows: source, target (n, N) int32 codes; text (n, L) int32 ids, 0 = pad; task (n,) int32
-    index into TASKS; features (n, T, C) float16 or None."""
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache depends on. `features` names the teacher whose features are stored, if any."""
 
-    source: torch.Tensor
-    target: torch.Tensor
-    text: torch.Tensor
-    task: torch.Tensor
-    features: torch.Tensor | None = None
+    source: str
+    revision: str
+    texts: str
+    rows: int
+    tokenizer: str
+    image_size: int
+    grid: int
+    features: str = ""
+    preprocessing: str = PREPROCESSING
+    format: int = FORMAT
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // SHARD_ROWS)
+
+    def read(self, folder: Path) -> Manifest | None:
+        """The manifest in `folder`, None if there is none. Raises DataError unless it equals this one."""
+        found = stored_manifest(str(folder.parent), folder.name)
+        for key, value in asdict(self).items() if found is not None else ():
+            if key == "features" and not value:
+                continue  # stored features may stay unread
+            if getattr(found, key) != value:
+                raise DataError(
+                    f"{folder} was cached with {key} {getattr(found, key)!r}, this run needs {value!r}; "
+                    "give another data.cache or make it anew with scripts/cache_codes.py"
+                )
+        return found
+
+
+def stored_manifest(cache: str | None, name: str) -> Manifest | None:
+    """What the cache of source `name` says about itself, None if there is none."""
+    path = Path(cache or "") / name / "manifest.json"
+    return Manifest(**json.loads(path.read_text())) if cache and path.is_file() else None
+
+
+def texts_key(cfg: SourceConfig) -> str:
+    """The settings that decide a row's pictures and texts (the chance of reversal does not)."""
+    return json.dumps([cfg.kind, cfg.prompt, cfg.wording, cfg.empty, cfg.removal, cfg.condition])
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"codes-{shard:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A cached row: codes (N,) uint16, JPEG bytes of up to 256 px, features (T, C) float16 or None."""
+
+    id: str
+    task: str
+    source: np.ndarray
+    target: np.ndarray
+    texts: Texts
+    source_picture: bytes | None
+    target_picture: bytes
+    features: np.ndarray | None
+
+
+class CodesCache:
+    """Random access to a complete cache of one source."""
+
+    def __init__(self, folder: Path, manifest: Manifest, backward_chance: float) -> None:
+        found = manifest.read(folder)
+        missing = [k for k in range(manifest.shards) if not shard_path(folder, k).is_file()]
+        if found is None or missing:
+            raise DataError(
+                f"{folder}: {len(missing)} of {manifest.shards} shards of codes are missing; "
+                "run scripts/cache_codes.py with the same settings (it goes on where it stopped)"
+            )
+        self.folder, self.manifest, self.backward_chance = folder, found, backward_chance
+        size = sum(shard_path(folder, k).stat().st_size for k in range(manifest.shards))
+        self.in_memory = size <= IN_MEMORY
+        self._open: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.manifest.rows
 
-    def select(self, rows: np.ndarray, device: torch.device) -> CodesTable:
-        """The given rows on `device`, codes and ids as int64."""
-        index = torch.from_numpy(rows)
-        return CodesTable(
-            source=self.source[index].long().to(device),
-            target=self.target[index].long().to(device),
-            text=self.text[index].long().to(device),
-            task=self.task[index].long().to(device),
-            features=None if self.features is None else self.features[index].float().to(device),
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}  # every worker opens its own files
+
+    def __getitem__(self, row: int) -> Encoded:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.decode(self._row(row // SHARD_ROWS, row % SHARD_ROWS))
+
+    def _row(self, shard: int, place: int) -> dict[str, Any]:
+        if shard not in self._open:
+            path = shard_path(self.folder, shard)
+            try:
+                self._open[shard] = pq.read_table(path) if self.in_memory else pq.ParquetFile(path, memory_map=True)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path}: not readable ({error}); remove it and run scripts/cache_codes.py") from None
+            if len(self._open) > OPEN_SHARDS and not self.in_memory:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
+        table = self._open[shard]
+        if not self.in_memory:
+            table, place = table.read_row_group(place // GROUP_ROWS, use_threads=False), place % GROUP_ROWS
+        return {name: table.column(name)[place].as_py() for name in SCHEMA.names}
+
+    def decode(self, row: dict[str, Any]) -> Encoded:
+        if row["bad"] is not None:
+            raise BadRow(row["bad"])
+        features = None
+        if row["features"] is not None:
+            flat = np.frombuffer(row["features"], np.float16)
+            side = int(flat[0])  # number of teacher tokens, stored in front
+            features = flat[1:].reshape(side, -1)
+        texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
+        codes = [np.frombuffer(row[key], np.uint16) for key in ("source", "target")]
+        return Encoded(
+            row["id"], row["task"], codes[0], codes[1], texts, row["source_picture"], row["target_picture"], features
         )
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+
+def pack_features(features: np.ndarray) -> bytes:
+    """(T, C) -> bytes: T, then the values, all float16."""
+    if len(features) > 2048:
+        raise DataError(f"features of {len(features)} tokens are too many for the cache (2048)")
+    return np.concatenate([[len(features)], features.ravel()]).astype(np.float16).tobytes()
 
 
-def fingerprint(tokenizer: VQModel, world: NanoWorld, text: TextEncoder, teacher: str) -> str:
-    """What a table depends on, as one short hash."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tokenizer.state_dict().items()):
-        if name != "quantize.codebook_used":
-            digest.update(value.detach().cpu().float().numpy().tobytes())
-    digest.update(f"{world.split} {world.samples} {world.seed} {text.cfg} {teacher}".encode())
-    return digest.hexdigest()[:16]
+def pack_picture(picture: np.ndarray, size: int = 256) -> bytes:
+    """(H, W, 3) uint8 -> JPEG, short side at most `size`: all a teacher needs (it resizes to 256, crops 224)."""
+    image = Image.fromarray(picture)
+    if min(image.size) > size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
 
 
-def load_or_build(
-    path: Path, world: NanoWorld, tokenizer: VQModel, text: TextEncoder, teacher: Teacher | None, teacher_name: str,
-    workers: int, device: torch.device,
-) -> CodesTable:  # fmt: skip
-    """The table at `path` when it was made from the same things, else a new one written there."""
-    mark = fingerprint(tokenizer, world, text, teacher_name)
-    file = path.with_name(f"{path.name}_{mark}.safetensors")
-    if file.is_file():
-        try:
-            return CodesTable(**load_weights(file))
-        except CheckpointError:
-            file.unlink()
-    table = build_table(world, tokenizer, text, teacher, workers, device)
-    save_weights(table.tensors(), file)
-    return table
-
-
-@torch.no_grad()
-def build_table(
-    world: NanoWorld, tokenizer: VQModel, text: TextEncoder, teacher: Teacher | None, workers: int, device: torch.device
-) -> CodesTable:
-    """Encode every sample of `world`, in order."""
-    loader: DataLoader = DataLoader(world, batch_size=64, collate_fn=list, num_workers=workers)
-    parts: list[CodesTable] = []
-    batch: list[EditSample]
-    for batch in tqdm(loader, desc=f"encoding {world.split}", unit="batch", mininterval=2):
-        source = batch_to_tensor(np.stack([sample.source for sample in batch])).to(device)
-        target = batch_to_tensor(np.stack([sample.target for sample in batch])).to(device)
-        codes = tokenizer.encode(torch.cat([source, target])).int().cpu()
-        parts.append(
-            CodesTable(
-                source=codes[: len(batch)],
-                target=codes[len(batch) :],
-                text=text.tokenize([sample.instruction for sample in batch]).ids.int(),
-                task=torch.tensor([TASKS.index(sample.task) for sample in batch], dtype=torch.int32),
-                features=None if teacher is None else teacher(target).half().cpu(),
-            )
-        )
-    return CodesTable(**{name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0].tensors()})
+def unpack_picture(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

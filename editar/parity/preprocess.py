@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from editar.conditions import CANNY_HIGH, CANNY_LOW, canny_condition
-from editar.config import TextConfig
-from editar.data.prompts import PROMPTS, prompt, remove_instruction
+from editar.config import CONFIG_DIR, SourceConfig, TextConfig
+from editar.data.sources import remove_instruction
 from editar.images import flatten_alpha, load_image, preprocess
 from editar.parity.checks import Check, Entries, Golden, Skipped
 
 ITEM_FILES = ("input_png", "expected_npy", "canny_npy", "whitened_uint8_npy", "convert_rgb_first_npy")
+# The official names of the tasks, and whose template must give the same words.
+SOURCES = {
+    "canny": "multigen_canny",
+    "depth": "multigen_depth",
+    "segmentation": "cocostuff",
+    "segmentation_detailed": "cocostuff",
+    "seedx_unsplash": "seed_unsplash",
+}
+
+
+def template(source: str) -> str:
+    """The prompt of configs/source/SOURCE.yaml."""
+    written = OmegaConf.load(CONFIG_DIR / "source" / f"{source}.yaml")
+    return str(OmegaConf.merge(OmegaConf.structured(SourceConfig), written).prompt)
 
 
 def files(golden: Golden) -> list[str]:
@@ -57,7 +72,7 @@ def check_picture(golden: Golden, item: Entries) -> Iterator[Check]:
 def check_prompts(golden: Golden) -> Iterator[Check]:
     for row in golden.json("prompts.json"):
         task = row["task"]
-        words = prompt(task, row["caption"]) if task in PROMPTS else f"no template for {task}"
+        words = template(SOURCES[task]).format(row["caption"])
         yield golden.same(f"prompt {task}", words, row["prompt"])
         length = row["tokenizer_kwargs"]["max_length"]
         yield golden.same(f"prompt {task} tokens", TextConfig().max_tokens, length)

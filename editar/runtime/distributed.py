@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from editar.runtime.device import pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class World:
         dist.all_reduce(packed)
         return dict(zip(values, (packed / self.size).tolist(), strict=True))
 
-    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
-        """The CPU tensor `value` of every rank, in rank order."""
+    def gather(self, value: T) -> list[T]:
+        """The small CPU `value` of every rank, in rank order."""
         if self.size == 1:
             return [value]
-        gathered: list[torch.Tensor | None] = [None] * self.size
+        gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
-        return [item for item in gathered if item is not None]
+        return gathered
 
 
 @contextmanager

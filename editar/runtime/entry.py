@@ -43,11 +43,19 @@ def load_config(cls: type[T], name: str, overrides: list[str]) -> T:
     return to_dataclass(cls, compose(cls, name, overrides))
 
 
-def run(cls: type[T], name: str, action: Callable[[T], object]) -> None:
-    """Entry body: `action(config)`; a mistake of the user's ends in one line and exit code 2."""
-    arguments = sys.argv[1:]
+def run(
+    cls: type[T], name: str, action: Callable[[T], object], program: str | None = None, defaults: tuple[str, ...] = ()
+) -> None:
+    """Entry body: `action(config)`; a mistake of the user's ends in one line and exit code 2.
+
+    `program` is what help and errors call it (default: `editar.NAME`); `defaults` are overrides that
+    the command line may override again.
+    """
+    arguments = [*defaults, *sys.argv[1:]]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"usage: python -m editar.{name} key=value ...   (keys and defaults: configs/{name}.yaml)\n")
+        print(
+            f"usage: python {program or f'-m editar.{name}'} key=value ...   (keys and defaults: configs/{name}.yaml)\n"
+        )
         from editar.config import to_yaml
 
         print(to_yaml(cls))
@@ -56,13 +64,13 @@ def run(cls: type[T], name: str, action: Callable[[T], object]) -> None:
         action(load_config(cls, name, arguments))
     except user_errors() as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"editar.{name}: {error}", file=sys.stderr)
+            print(f"{program or f'editar.{name}'}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Errors whose text is written for the user."""
     from editar.images import ImageError
-    from editar.runtime.files import CheckpointError
+    from editar.runtime.files import CheckpointError, DataError
 
-    return (ConfigError, ImageError, CheckpointError)
+    return (ConfigError, DataError, ImageError, CheckpointError)

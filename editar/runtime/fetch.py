@@ -18,7 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from editar.config import CONFIG_DIR
-from editar.runtime.files import CheckpointError, checksum
+from editar.runtime.files import CheckpointError, checksum, one_line
 from editar.runtime.log import say
 
 MANIFEST = CONFIG_DIR.parent / "third_party" / "weights.yaml"
@@ -66,7 +66,7 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, WeightsEntry]:
         merged = {str(k): OmegaConf.merge(OmegaConf.structured(WeightsEntry), v) for k, v in raw.items()}  # type: ignore[union-attr]
         entries: dict[str, WeightsEntry] = {name: OmegaConf.to_object(node) for name, node in merged.items()}  # type: ignore[misc]
     except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: {one_line(error)}") from None
     for name, entry in entries.items():
         if entry.repo is None and any(file.url is None for file in entry.files):
             raise CheckpointError(f"{path}: {name} has neither a repo nor a url for each file")
@@ -127,7 +127,7 @@ def plan(entry: WeightsEntry, folder: Path) -> list[Download]:
         try:
             listing = hub_listing(entry.repo, entry.repo_type or "model")
         except Exception as error:  # offline, missing, private: the hub's client has many types
-            raise ConnectionError(f"cannot ask the hub for {entry.repo} ({_one_line(error)})") from None
+            raise ConnectionError(f"cannot ask the hub for {entry.repo} ({one_line(error)})") from None
     downloads = []
     for item in entry.files:
         names = alternatives(item)
@@ -212,7 +212,7 @@ def download_hub(item: Download, folder: Path) -> Path:
     try:
         return Path(hf_hub_download(str(entry.repo), item.file, repo_type=entry.repo_type, local_dir=str(folder)))
     except Exception as error:  # the hub's client and its HTTP library have many types, one meaning
-        raise CheckpointError(f"{entry.repo}: {item.file} failed ({_one_line(error)}); run again to go on") from None
+        raise CheckpointError(f"{entry.repo}: {item.file} failed ({one_line(error)}); run again to go on") from None
 
 
 def download_url(item: Download, folder: Path) -> Path:
@@ -248,7 +248,7 @@ def hub_file(source: str) -> Path:
     try:
         return Path(hf_hub_download(repo, file, repo_type=repo_type))
     except Exception as error:  # offline, missing, private: many types, one meaning
-        reason = _one_line(error)
+        reason = one_line(error)
         raise CheckpointError(
             f"{source}: not here, and the hub gave no {file} of {repo_type} {repo} ({reason})"
         ) from None
@@ -273,7 +273,3 @@ def parse_hub_id(source: str) -> tuple[str, str, str]:
     if len(files) > 1:
         raise CheckpointError(f"{source}: say which file, {repo}:FILE with one of {', '.join(files)}")
     return repo, repo_type, files[0] if files else "model.safetensors"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -22,6 +22,15 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit; one line for the user."""
 
 
+class DataError(ValueError):
+    """A data set that is missing, damaged or not what was expected; one line for the user."""
+
+
+def one_line(error: Exception) -> str:
+    """A library's message without its line breaks, at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write atomically: readers see the old file or the new one, never half."""
     path = Path(path)

@@ -85,21 +85,24 @@ class EditPipeline:
         size = self.cfg.image_size
         if any(source.shape != (size, size, 3) for source in sources):
             raise ConfigError(f"pictures must be {size}x{size}x3, found {sources[0].shape}")
+        for id, instruction in zip(ids, instructions, strict=True):
+            if not instruction.strip():
+                raise ConfigError(f"the instruction of {id} is empty; say what to change")
         outputs: list[np.ndarray] = []
         for start in range(0, len(sources), settings.batch_size):
             part = slice(start, start + settings.batch_size)
-            codes = self.edit_codes(batch_to_tensor(np.stack(sources[part])), instructions[part], ids[part], settings)
+            codes = self.tokenizer.encode(batch_to_tensor(np.stack(sources[part])).to(self.device))
+            codes = self.edit_codes(codes, instructions[part], ids[part], settings)
             outputs += list(to_uint8(self.decode(codes)))
         return outputs
 
     @torch.no_grad()
     def edit_codes(
-        self, images: torch.Tensor, instructions: list[str], ids: list[str], settings: SamplingConfig
+        self, source_codes: torch.Tensor, instructions: list[str], ids: list[str], settings: SamplingConfig
     ) -> torch.Tensor:
-        """(B, 3, S, S) in [-1, 1] -> target codes (B, N)."""
-        source = self.tokenizer.encode(images.to(self.device))
+        """Source codes (B, N) int64 on the pipeline's device -> target codes (B, N)."""
         text = self.text(instructions)
-        return generate(self.gpt, source, text, settings, SampleSeeds(settings.seed, ids))
+        return generate(self.gpt, source_codes, text, settings, SampleSeeds(settings.seed, ids))
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from editar.config import ConfigError, TrainConfig
 from editar.data import stream
-from editar.data.codes import CodesTable, load_or_build
-from editar.data.nano_world import TASKS, NanoWorld
-from editar.encoders.teacher import build_teacher
-from editar.encoders.text import TextEncoder, TextTokens
-from editar.encoders.vq import VQModel
+from editar.data.encode import build_cache, open_cache, tokenizer_checksum
+from editar.data.loader import BadRows, Batch, Draws, HeldoutRows, Reader, TrainStream, batches
+from editar.data.mixture import Mixture
+from editar.data.sources import open_sources
 from editar.model.gpt import GPT
-from editar.model.weights import load_gpt, load_vq
+from editar.model.weights import load_gpt
 from editar.runtime.distributed import World, distributed
 from editar.runtime.files import save_weights, start_run_folder
 from editar.runtime.log import MetricLogger, say
 from editar.sampling.pipeline import EditPipeline
 from editar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from editar.training.encoders import Encoders
 from editar.training.losses import condition_drops, losses, token_loss
 from editar.training.optim import lr_factor, make_optimizers, set_lr
 from editar.training.preview import write_preview
+
+EVAL_BATCH = 32
+PREVIEWS = 16
 
 
 @dataclass
@@ -38,11 +42,11 @@ class Run:
     world: World
     gpt: GPT
     engine: nn.Module  # the GPT, wrapped for gradient averaging when there are several processes
-    text: TextEncoder
-    tokenizer: VQModel
+    encoders: Encoders
     optimizers: list[torch.optim.Optimizer]
-    train_rows: CodesTable
-    heldout_rows: CodesTable
+    train_rows: TrainStream
+    heldout_rows: HeldoutRows
+    bad_rows: BadRows
 
 
 def train(cfg: TrainConfig) -> Path:
@@ -54,10 +58,12 @@ def train(cfg: TrainConfig) -> Path:
         world.barrier()
         run = build(cfg, world, folder)
         start = resume(run, folder)
+        draws = Draws(start, cfg.steps, world.rank, world.size, cfg.global_batch, cfg.micro_batch)
+        feed = batches(run.train_rows, draws, cfg.num_workers, world.device)
         logger = MetricLogger(folder, cfg.steps, start, wandb=cfg.wandb, active=world.is_main)
         for step in range(start, cfg.steps):
             set_lr(run.optimizers, lr_factor(step, cfg.steps, cfg.optim))
-            values = train_step(run, step)
+            values = train_step(run, feed)
             done = step + 1
             if done % cfg.log_every == 0 or done == cfg.steps:
                 logger.log(done, world.mean(values), cfg.global_batch)
@@ -77,48 +83,53 @@ def train(cfg: TrainConfig) -> Path:
 
 
 def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
-    """Frozen encoders, codes, model and optimisers."""
+    """Frozen encoders, data, model and optimisers."""
     if cfg.global_batch % (world.size * cfg.micro_batch):
         raise ConfigError(
             f"global_batch={cfg.global_batch} is not divisible by "
             f"{world.size} processes x micro_batch={cfg.micro_batch}"
         )
-    device = world.device
-    tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
-    if cfg.tokenizer.weights is None:
-        raise ConfigError("tokenizer.weights is null; give the run folder of a trained tokenizer")
-    load_vq(tokenizer, cfg.tokenizer.weights)
-    text = TextEncoder(cfg.text, device)
-    teacher = build_teacher(cfg.teacher, device, cfg.gpt.teacher_grid or cfg.gpt.grid // 2)
-    if world.is_main:  # one process makes the codes, the others read them
-        save_weights(tokenizer.state_dict(), folder / "tokenizer.safetensors")
-    tables = {}
-    for first in (True, False):
-        if world.is_main == first:
-            for split, size in (("train", cfg.data.train_samples), ("heldout", cfg.data.heldout_samples)):
-                tables[split] = load_or_build(
-                    folder / f"codes_{split}", NanoWorld(split, size, cfg.data.seed), tokenizer, text, teacher,
-                    cfg.teacher.name, cfg.num_workers, device,
-                )  # fmt: skip
-        world.barrier()
+    encoders = Encoders.build(cfg, world.device)
+    if world.is_main:
+        save_weights(encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
+    train_rows, heldout_rows = open_data(cfg, world, encoders)
     # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
     torch.manual_seed(cfg.seed)
-    gpt = GPT(cfg.gpt).to(device)
+    gpt = GPT(cfg.gpt).to(world.device)
     if cfg.init_from is not None:
         report = load_gpt(gpt, cfg.init_from)
         if world.is_main:
             say(str(report))
     if world.is_main:
+        millions = sum(p.numel() for p in gpt.parameters()) / 1e6
         say(
-            f"GPT: {sum(p.numel() for p in gpt.parameters()) / 1e6:.2f} M parameters on {world.size} x {device}; "
-            f"{len(tables['train'])} training rows, {cfg.steps} steps of {cfg.global_batch}"
+            f"GPT: {millions:.2f} M parameters on {world.size} x {world.device}; {cfg.steps} steps of {cfg.global_batch}"
         )
     engine: nn.Module = torch.compile(gpt) if cfg.compile else gpt  # type: ignore[assignment]
     if world.size > 1:
         engine = DistributedDataParallel(engine, broadcast_buffers=False)
-    return Run(
-        cfg, world, gpt, engine, text, tokenizer, make_optimizers(gpt, cfg.optim), tables["train"], tables["heldout"]
-    )
+    optimizers = make_optimizers(gpt, cfg.optim)
+    return Run(cfg, world, gpt, engine, encoders, optimizers, train_rows, heldout_rows, BadRows(cfg.data.max_bad_share))
+
+
+def open_data(cfg: TrainConfig, world: World, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
+    """Sources, their codes when the config names a cache, and the mixture of them."""
+    sources = open_sources(cfg.data)
+    checksum = tokenizer_checksum(encoders.tokenizer)
+    readers = []
+    for source in sources.values():
+        if cfg.data.build_cache:
+            build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, world)
+        cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
+        readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
+    weights = {name: source.cfg.weight for name, source in sources.items()}
+    mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
+    if world.is_main:
+        shares = ", ".join(
+            f"{name} {100 * share:.1f} % of {len(sources[name])}" for name, share in mixture.shares.items()
+        )
+        say(f"data: {shares} rows; {sum(source.heldout for source in sources.values())} held out")
+    return TrainStream(readers, mixture, cfg.seed), HeldoutRows(readers)
 
 
 def resume(run: Run, folder: Path) -> int:
@@ -137,18 +148,17 @@ def resume(run: Run, folder: Path) -> int:
     return int(state["step"])
 
 
-def train_step(run: Run, step: int) -> dict[str, float]:
-    """One optimiser step over this rank's share of draws [step * global, (step + 1) * global)."""
-    cfg, world = run.cfg, run.world
-    share = cfg.global_batch // world.size
-    first = step * cfg.global_batch + world.rank * share
-    draws = np.arange(first, first + share, dtype=np.uint64)
-    micro_steps = share // cfg.micro_batch
+def train_step(run: Run, feed: Iterator[Batch]) -> dict[str, float]:
+    """One optimiser step over this rank's share of the step's draws."""
+    cfg = run.cfg
+    micro_steps = cfg.global_batch // run.world.size // cfg.micro_batch
     run.gpt.train()
     run.gpt.zero_grad(set_to_none=True)
     totals: dict[str, float] = {}
     for k in range(micro_steps):
-        terms = forward(run, draws[k * cfg.micro_batch : (k + 1) * cfg.micro_batch])
+        batch = next(feed)
+        run.bad_rows.check(batch)
+        terms = forward(run, batch.to(run.world.device))
         total = torch.stack(list(terms.values())).sum() / micro_steps
         if isinstance(run.engine, DistributedDataParallel):
             run.engine.require_backward_grad_sync = k == micro_steps - 1
@@ -161,17 +171,17 @@ def train_step(run: Run, step: int) -> dict[str, float]:
     return totals | {"grad_norm": norm.item(), "lr": run.optimizers[0].param_groups[0]["lr"]}
 
 
-def forward(run: Run, draws: np.ndarray) -> dict[str, torch.Tensor]:
-    """Losses by name of the samples that `draws` name: which rows, which conditions are dropped."""
-    cfg, device = run.cfg, run.world.device
-    rows = stream.rows(draws, len(run.train_rows), cfg.seed)
-    batch = run.train_rows.select(rows, device)
-    chance = torch.from_numpy(stream.uniform(draws, cfg.seed, stream=0)).to(device)
+def forward(run: Run, batch: Batch) -> dict[str, torch.Tensor]:
+    """Losses by name; which conditions are dropped depends on the draws' numbers alone."""
+    cfg, encoders = run.cfg, run.encoders
+    chance = torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)).to(run.world.device)
     drop_image, drop_text = condition_drops(chance, cfg.drop)
-    text = run.text.embed(TextTokens(batch.text))  # (B, L, C)
+    text = encoders.text.embed(encoders.text.tokenize(batch.instructions))  # (B, L, C)
+    source, target = encoders.codes(batch.source), encoders.codes(batch.target)  # (B, N)
+    features = encoders.features(batch)  # (B, T, C)
     with autocast(run):
-        output = run.engine(batch.source, text, batch.target, drop_image, drop_text)
-    return losses(output, batch.target, batch.features, cfg.loss)
+        output = run.engine(source, text, target, drop_image, drop_text)
+    return losses(output, target, features, cfg.loss)
 
 
 def autocast(run: Run) -> Any:
@@ -181,27 +191,40 @@ def autocast(run: Run) -> Any:
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """Held-out token loss and accuracy, over all tasks and per task; same code path, nothing dropped."""
+    """Held-out token loss and accuracy, over all rows and per task; same code path, nothing dropped."""
     run.gpt.eval()
-    size = len(run.heldout_rows)
-    loss_sum, hits, seen = (torch.zeros(len(TASKS), dtype=torch.float64) for _ in range(3))
-    for start in range(run.world.rank * 32, size, run.world.size * 32):
-        batch = run.heldout_rows.select(np.arange(start, min(start + 32, size)), run.world.device)
+    sums: dict[str, np.ndarray] = {}  # task -> (loss, accuracy, rows)
+    for batch in heldout_batches(run, run.world.rank, run.world.size):
+        source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
+        text = run.encoders.text.embed(run.encoders.text.tokenize(batch.instructions))
         with autocast(run):
-            logits = run.gpt(batch.source, run.text.embed(TextTokens(batch.text)), batch.target).logits
-        for row, task in enumerate(batch.task.tolist()):
-            loss_sum[task] += token_loss(logits[row : row + 1], batch.target[row : row + 1]).item()
-            hits[task] += (logits[row].argmax(-1) == batch.target[row]).double().mean().item()
-            seen[task] += 1
-    packed = torch.stack(run.world.gather(torch.stack([loss_sum, hits, seen]))).sum(0)
-    loss_sum, hits, seen = packed
-    values = {"heldout_token": float(loss_sum.sum() / seen.sum()), "heldout_accuracy": float(hits.sum() / seen.sum())}
-    return values | {f"heldout_{t}": float(loss_sum[i] / seen[i]) for i, t in enumerate(TASKS) if seen[i] > 0}
+            logits = run.gpt(source, text, target).logits
+        for row, task in enumerate(batch.tasks):
+            loss = token_loss(logits[row : row + 1], target[row : row + 1]).item()
+            hits = (logits[row].argmax(-1) == target[row]).double().mean().item()
+            sums[task] = sums.get(task, np.zeros(3)) + np.array([loss, hits, 1.0])
+    parts = run.world.gather(sums)
+    tasks = sorted({task for part in parts for task in part})
+    totals = {task: np.sum([part[task] for part in parts if task in part], axis=0) for task in tasks}
+    loss, hits, rows = np.sum(list(totals.values()), axis=0)
+    values = {"heldout_token": float(loss / rows), "heldout_accuracy": float(hits / rows)}
+    return values | {f"heldout_{task}": float(total[0] / total[2]) for task, total in totals.items()}
+
+
+def heldout_batches(run: Run, first: int, step: int) -> Iterator[Batch]:
+    """Every `step`-th batch of held-out rows on the device, beginning with number `first`."""
+    size = len(run.heldout_rows)
+    chunks = [list(range(at, min(at + EVAL_BATCH, size))) for at in range(0, size, EVAL_BATCH)]
+    for batch in batches(run.heldout_rows, chunks[first::step], 0, run.world.device):
+        yield batch.to(run.world.device)
 
 
 def preview(run: Run, folder: Path, step: int) -> Path:
     """A fixed grid of held-out edits with the current weights."""
     run.gpt.eval()
-    pipeline = EditPipeline(run.cfg, run.gpt, run.tokenizer, run.text)
-    world = NanoWorld("heldout", len(TASKS) * 2, run.cfg.data.seed)
-    return write_preview(pipeline, [world[i] for i in range(len(world))], folder / "samples" / f"step_{step:07d}.png")
+    encoders = run.encoders
+    pipeline = EditPipeline(run.cfg, run.gpt, encoders.tokenizer, encoders.text)
+    batch = next(heldout_batches(run, 0, 1))
+    source, target = (encoders.codes(values)[:PREVIEWS] for values in (batch.source, batch.target))
+    path = folder / "samples" / f"step_{step:07d}.png"
+    return write_preview(pipeline, source, target, batch.instructions[:PREVIEWS], batch.ids[:PREVIEWS], path)

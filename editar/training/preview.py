@@ -1,23 +1,34 @@
-"""The sample grid of a run: source | target | what the model makes of it."""
+"""The sample grid of a run: source | target | what the model makes of it, all through the tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from editar.data.sample import EditSample
-from editar.images import contact_sheet, save_image
+from editar.images import contact_sheet, save_image, to_uint8
 from editar.sampling.pipeline import EditPipeline
 
 
-def write_preview(pipeline: EditPipeline, samples: list[EditSample], path: Path) -> Path:
-    """Edit `samples` and write a sheet with half of them in each of two columns."""
-    outputs = pipeline.edit_arrays(
-        [sample.source for sample in samples], [s.instruction for s in samples], [s.id for s in samples]
-    )
-    rows = [[sample.source, sample.target, output] for sample, output in zip(samples, outputs, strict=True)]
+def write_preview(
+    pipeline: EditPipeline,
+    source: torch.Tensor,
+    target: torch.Tensor,
+    instructions: list[str],
+    ids: list[str],
+    path: Path,
+) -> Path:
+    """Edit source codes (B, N) and write a sheet with half of the samples in each of two columns."""
+    size = pipeline.cfg.sampling.batch_size
+    rows: list[list[np.ndarray]] = []
+    for start in range(0, len(ids), size):
+        part = slice(start, start + size)
+        output = pipeline.edit_codes(source[part], instructions[part], ids[part], pipeline.cfg.sampling)
+        columns = [to_uint8(pipeline.decode(codes)) for codes in (source[part], target[part], output)]
+        rows += [list(pictures) for pictures in zip(*columns, strict=True)]
     half = (len(rows) + 1) // 2
     sheet = contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or rows[:half], strict=False)])
-    save_image(np.repeat(np.repeat(sheet, 2, 0), 2, 1), path)
+    zoom = max(1, 128 // pipeline.cfg.image_size)
+    save_image(sheet.repeat(zoom, 0).repeat(zoom, 1), path)
     return path

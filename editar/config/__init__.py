@@ -1,0 +1,46 @@
+"""Every setting of editar as a typed dataclass. No torch here.
+
+Hydra composes YAML from `configs/`; `to_dataclass` merges the result into one of the entry classes.
+Unknown keys, wrong types and impossible combinations stop there, before any weight is loaded,
+with one line that names the key, the value found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from editar.config.checks import ConfigError, check_sampling
+from editar.config.compose import explain, override, to_dataclass, to_yaml
+from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
+from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
+from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
+from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+__all__ = [
+    "CONFIG_DIR",
+    "ConfigError",
+    "DataConfig",
+    "DropConfig",
+    "EditConfig",
+    "EvalConfig",
+    "GPTConfig",
+    "LossConfig",
+    "NanoDataConfig",
+    "OptimConfig",
+    "RopeConfig",
+    "SamplingConfig",
+    "SourceConfig",
+    "TeacherConfig",
+    "TextConfig",
+    "TokenizerConfig",
+    "TokenizerTrainConfig",
+    "TrainConfig",
+    "WandbConfig",
+    "check_sampling",
+    "explain",
+    "override",
+    "to_dataclass",
+    "to_yaml",
+]

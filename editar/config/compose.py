@@ -1,0 +1,51 @@
+"""From OmegaConf nodes to checked dataclasses, with errors a person can act on."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from editar.config.checks import ConfigError
+
+T = TypeVar("T")
+
+
+def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
+    """Merge a composed config into `cls`, resolve and check it. Raises ConfigError."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), cfg)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)} on the command line")
+        result: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise explain(error, cls) from None
+    result.resolve()
+    return result
+
+
+def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
+    """OmegaConf's several-line errors as one line with the key, the value and what is known."""
+    key = str(getattr(error, "full_key", None) or "config")
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        node: Any = OmegaConf.structured(schema)
+        for part in key.split(".")[:-1]:
+            node = node[part] if isinstance(node, DictConfig) and part in node else {}
+        known = ", ".join(sorted(str(name) for name in node))
+        return ConfigError(f"unknown key {key!r}" + (f"; known there: {known}" if known else ""))
+    return ConfigError(f"{key}: {str(error).splitlines()[0]}")
+
+
+def override(section: T, changes: dict[str, Any], name: str) -> T:
+    """A copy of dataclass `section` with `changes` applied, typed and checked like any config."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(section), changes)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {explain(error, section)}") from None
+
+
+def to_yaml(cfg: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))

@@ -1,0 +1,92 @@
+"""Settings of the training data: sources, their shares, and how a row becomes text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from editar.config.checks import ConfigError, check_choice, check_positive
+
+KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+
+
+@dataclass
+class SourceConfig:
+    """One data set of the mixture; `configs/source/*.yaml` has the paper's five, `nano` and `folder`.
+
+    path    folder that scripts/prepare_data.py made (any parquet or `save_to_disk` folder works too)
+    weight  share of the draws, relative to the other sources' weights
+    prompt  instruction as a function of the row's text (`{}`)
+    wording    PIPE: `editar` reads Instruction_VLM-LLM, `official` any non-empty column, a quarter of
+               the time with the object's place
+    empty      what to do when that text is empty: `other` column, `drop` the row, `keep` it (EditAR)
+    backward   chance that a pair is used target -> source (PIPE's removals)
+    removal    `guarded` uses only texts that begin with "Add" backwards; `editar` cuts four characters
+               off any text
+    condition  COCO-Stuff: the `control_seg` picture, or `labels` coloured by a fixed palette
+    """
+
+    kind: str = "folder"
+    weight: float = 1.0
+    path: str | None = None
+    prompt: str = "{}"
+    wording: str = "editar"
+    empty: str = "other"
+    backward: float = 0.0
+    removal: str = "guarded"
+    condition: str = "control_seg"
+
+    def check(self, name: str) -> None:
+        key = f"data.sources.{name}"
+        check_choice(f"{key}.kind", self.kind, KINDS)
+        check_choice(f"{key}.wording", self.wording, ("editar", "official"))
+        check_choice(f"{key}.empty", self.empty, ("other", "drop", "keep"))
+        check_choice(f"{key}.removal", self.removal, ("guarded", "editar"))
+        check_choice(f"{key}.condition", self.condition, ("control_seg", "labels"))
+        if self.weight <= 0:
+            raise ConfigError(f"{key}.weight={self.weight:g} must be positive; drop a source with ~{key}")
+        if not 0 <= self.backward <= 1:
+            raise ConfigError(f"{key}.backward={self.backward:g} must lie in [0, 1]")
+        if self.prompt.count("{}") != 1:
+            raise ConfigError(f"{key}.prompt={self.prompt!r} needs the place of the row's text, {{}}, exactly once")
+        if self.kind != "nano" and not self.path:
+            raise ConfigError(
+                f"{key}.path is null; give the folder that scripts/prepare_data.py made, or drop the source with ~{key}"
+            )
+
+
+@dataclass
+class NanoDataConfig:
+    """The procedural world (`editar.data.nano_world`)."""
+
+    train_samples: int = 20000
+    heldout_samples: int = 256
+    seed: int = 0
+
+
+@dataclass
+class DataConfig(NanoDataConfig):
+    """What the GPT is trained on. `train_samples` and `seed` belong to nano; `heldout_samples` are
+    shared evenly between the sources (the last rows of each; nano has its own held-out scenes)."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    cache: str | None = None  # folder of codes; null reads pixels and encodes them in the loop
+    build_cache: bool = False  # make what the cache lacks before training (else scripts/cache_codes.py does)
+    cache_features: bool = False  # also keep this teacher's features of the target (small teachers only)
+    max_bad_share: float = 0.01  # more unreadable rows than this stop the run
+
+    def check(self) -> None:
+        for key in ("train_samples", "heldout_samples"):
+            check_positive(f"data.{key}", getattr(self, key))
+        for name, source in self.sources.items():
+            source.check(name)
+        if self.build_cache and self.cache is None:
+            raise ConfigError("data.build_cache=true needs data.cache=FOLDER; it is null")
+
+
+@dataclass
+class DropConfig:
+    """Condition dropout per training sample (paper sec. 3.3): three disjoint cases."""
+
+    text: float = 0.05
+    image: float = 0.05
+    both: float = 0.05

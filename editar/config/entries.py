@@ -1,0 +1,150 @@
+"""One dataclass per command: what `python -m editar.NAME key=value ...` understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from editar.config.checks import (
+    ConfigError,
+    check_choice,
+    check_gpt,
+    check_optim,
+    check_positive,
+    check_sampling,
+    check_tokenizer,
+)
+from editar.config.data import DataConfig, DropConfig, NanoDataConfig
+from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
+from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+
+
+@dataclass
+class TrainConfig:
+    """`python -m editar.train`: train the GPT on codes."""
+
+    output_dir: str = MISSING
+    seed: int = 0
+    image_size: int = 512
+    steps: int = 40000
+    global_batch: int = 64
+    micro_batch: int = 8
+    precision: str = "bf16"  # bf16 autocast | fp32
+    compile: bool = False
+    num_workers: int = 4
+    log_every: int = 10
+    eval_every: int = 1000
+    save_every: int = 1000
+    keep_checkpoints: int = 2
+    resume: str = "auto"  # auto | never
+    init_from: str | None = None
+    device: str = "auto"
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    drop: DropConfig = field(default_factory=DropConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def resolve(self) -> None:
+        """Fill the GPT's shapes from the sections that own them, then check the whole."""
+        gpt = self.gpt
+        gpt.rope = self.rope
+        gpt.vocab_size = self.tokenizer.codebook_size
+        gpt.grid = self.image_size // self.tokenizer.downsample
+        gpt.text_tokens = self.text.max_tokens
+        gpt.text_dim = self.text.dim
+        gpt.null_text_rows = self.text.max_tokens
+        has_teacher = self.teacher.name != "none"
+        gpt.teacher_dim = self.teacher.dim if has_teacher else None
+        gpt.teacher_grid = self.teacher.grid if has_teacher else None
+        check_tokenizer(self.tokenizer, self.image_size)
+        check_gpt(gpt)
+        self.data.check()
+        check_choice("precision", self.precision, ("bf16", "fp32"))
+        check_choice("resume", self.resume, ("auto", "never"))
+        check_choice("teacher.name", self.teacher.name, ("none", "dinov2", "clip", "hog"))
+        check_optim(self.optim)
+        check_sampling(self.sampling)
+        for key in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "eval_every"):
+            check_positive(key, getattr(self, key))
+        total = self.drop.text + self.drop.image + self.drop.both
+        if min(self.drop.text, self.drop.image, self.drop.both) < 0 or total > 1:
+            raise ConfigError(f"drop.* must be >= 0 and sum to at most 1, found a sum of {total:g}")
+
+
+@dataclass
+class TokenizerTrainConfig:
+    """`python -m editar.train_tokenizer`: train a VQ tokenizer from scratch."""
+
+    output_dir: str = MISSING
+    seed: int = 0
+    image_size: int = 64
+    steps: int = 1500
+    batch_size: int = 32
+    num_workers: int = 2
+    log_every: int = 20
+    l1_weight: float = 1.0
+    l2_weight: float = 1.0
+    edge_weight: float = 0.0  # extra weight of pixels beside edges, 0 = plain mean
+    consistency_weight: float = 0.0  # the same codes in source and target where the edit changes nothing
+    lpips_weight: float = 0.0  # needs the LPIPS weights
+    lpips_weights: str | None = None
+    gan_weight: float = 0.0
+    gan_start: int = 20000
+    kmeans_at: int = 200  # steps as plain autoencoder before the codebook is set by k-means; -1 = never
+    kmeans_rounds: int = 1  # few = even cover of the latents, many = follow their density
+    restart_every: int = 50  # steps between dead-code restarts, 0 = never
+    device: str = "auto"
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: NanoDataConfig = field(default_factory=NanoDataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def resolve(self) -> None:
+        check_optim(self.optim)
+        check_tokenizer(self.tokenizer, self.image_size)
+        for key in ("steps", "batch_size", "log_every"):
+            check_positive(key, getattr(self, key))
+        if self.lpips_weight > 0 and not self.lpips_weights:
+            raise ConfigError("lpips_weight > 0 needs lpips_weights=FILE (the VGG backbone as a .pth); it is null")
+
+
+@dataclass
+class EditConfig:
+    """`python -m editar.edit`: edit one picture file."""
+
+    image: str = MISSING
+    instruction: str = MISSING
+    checkpoint: str = MISSING
+    output: str = "outputs/edit.png"
+    num_samples: int = 1
+    overwrite: bool = False
+    device: str = "auto"
+    sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
+
+    def resolve(self) -> None:
+        check_positive("num_samples", self.num_samples)
+
+
+@dataclass
+class EvalConfig:
+    """`python -m editar.eval`: edit and score a benchmark."""
+
+    checkpoint: str = MISSING
+    output_dir: str = MISSING
+    benchmark: str = "nano"
+    samples: int = 240
+    shuffle_instructions: bool = False
+    device: str = "auto"
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def resolve(self) -> None:
+        check_choice("benchmark", self.benchmark, ("nano",))
+        check_positive("samples", self.samples)

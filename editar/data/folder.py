@@ -1,0 +1,53 @@
+"""People's own data: a folder of pictures and a `pairs.jsonl` that names them.
+
+One line per pair: {"source": "a.png", "target": "b.png", "instruction": "make it snow"}; paths are
+relative to the folder, further keys are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from editar.data.tables import DataError
+
+KEYS = ("source", "target", "instruction")
+
+
+class FolderTable:
+    """Rows with `source` and `target` as {"bytes", "path"} and `instruction`, like a parquet table."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        listing = self.folder / "pairs.jsonl"
+        if not listing.is_file():
+            raise DataError(f"{listing}: no such file; write one line per pair with {', '.join(KEYS)}")
+        text = listing.read_text()
+        self.lines = [line for line in text.splitlines() if line.strip()]
+        self.columns = list(KEYS)
+        self.revision = hashlib.sha256(text.encode()).hexdigest()[:16]
+        for number, line in enumerate(self.lines, 1):
+            self._check(number, line)
+
+    def _check(self, number: int, line: str) -> None:
+        where = f"{self.folder}/pairs.jsonl line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON ({error}); write one object per line") from None
+        wrong = [key for key in KEYS if not isinstance(row, dict) or not isinstance(row.get(key), str)]
+        if wrong:
+            raise DataError(f"{where}: {', '.join(wrong)} missing or not text; every line needs {', '.join(KEYS)}")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = json.loads(self.lines[index])
+        for key in ("source", "target"):
+            path = self.folder / row[key]
+            data = path.read_bytes() if path.is_file() else b""  # an absent file is a bad row, not a crash
+            row[key] = {"bytes": data, "path": str(path)}
+        return row

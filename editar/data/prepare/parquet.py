@@ -1,0 +1,315 @@
+"""Downloaded data sets -> validated local shards that read quickly at random (`scripts/prepare_data.py`).
+
+The columns stay as they are downloaded, image bytes unchanged; only label maps, nested lists of
+integers in COCO-Stuff, become PNGs in a struct {bytes, path} under the same column name.
+
+A piece of work is one input parquet file; its shards depend on nothing but that file and the options.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from editar.data.prepare import folder as out
+from editar.data.prepare.folder import Dropped, Drops, check_image
+from editar.data.prepare.work import ShardWriter, run_units, tick
+from editar.data.shards import row_of
+from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
+from editar.runtime.files import DataError, one_line, write_json
+from editar.runtime.log import say
+
+ROW_GROUP = 8  # rows read for one: few, they carry pixels
+CLASSES = 171  # of COCO-Stuff; 255 = ignore
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of a data set that are kept. `images`: source, target. Of `texts` one must not be
+    blank. `labels` must fit the target. `others` may be absent."""
+
+    images: tuple[str, str]
+    texts: tuple[str, ...]
+    labels: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> list[str]:
+        return [*self.images, *self.texts, *([self.labels] if self.labels else [])]
+
+    @property
+    def schema(self) -> pa.Schema:
+        kinds = {name: pa.string() for name in (*self.texts, *self.others)}
+        pictures = {name: IMAGE for name in (*self.images, self.labels) if name}
+        return pa.schema({name: (kinds | pictures)[name] for name in (*self.needed, *self.others)})
+
+
+LAYOUTS = {
+    "pipe": Layout(
+        images=("source_img", "target_img"),
+        texts=("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset"),
+        others=("object_location", "target_img_dataset", "img_id", "ann_id"),
+    ),
+    "multigen_depth": Layout(images=("control_depth", "image"), texts=("text",)),
+    "cocostuff": Layout(
+        images=("control_seg", "image"), texts=("prompt",), labels="panoptic_seg_map", others=("image_path",)
+    ),
+}
+SOURCES = (*LAYOUTS, "seed_unsplash")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `scripts/prepare_data.py` is asked. `files`: A:B of the sorted input files; `limit`: of
+    input rows (SEED: of kept pairs); `workers` 0 = all cores, never changes the result."""
+
+    source: str
+    origin: str
+    folder: Path
+    split: str = "train"
+    limit: int | None = None
+    files: str = ":"
+    rows_per_shard: int = 1000
+    workers: int = 0
+    allow_truncated: bool = False
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What decides the result, apart from the input files."""
+        local = not self.origin.startswith("hf://")
+        origin = str(Path(self.origin).resolve()) if local else self.origin
+        options = {name: getattr(self, name) for name in ("split", "limit", "files", "rows_per_shard")}
+        return {"source": self.source, "origin": origin, **options}
+
+    @property
+    def processes(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+    def choose(self, names: list[str]) -> list[str]:
+        """The slice `files` of the input files."""
+        try:
+            first, last = (int(end) if end else None for end in self.files.split(":"))
+        except ValueError:
+            raise DataError(f"--files {self.files}: give A:B, for example 0:10 for the first ten files") from None
+        if not names[first:last]:
+            raise DataError(f"--files {self.files}: none of the {len(names)} files are in it")
+        return names[first:last]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input parquet file: `path` on this disk or, with `repo` and `commit`, on the hub."""
+
+    name: str
+    path: str
+    size: int
+    repo: str | None = None
+    commit: str | None = None
+
+    def open(self) -> pq.ParquetFile:
+        """Raises DataError."""
+        try:
+            if self.repo is None:
+                return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            from huggingface_hub import HfFileSystem
+
+            return pq.ParquetFile(HfFileSystem().open(f"datasets/{self.repo}@{self.commit}/{self.path}"))
+        except Exception as error:  # damaged files and the hub's client raise many types, one meaning
+            raise DataError(f"{self.path}: not a readable parquet file ({one_line(error)}); get it anew") from None
+
+    def rows(self, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:
+        """The first `limit` rows in order; of `columns` those that the file has."""
+        file = self.open()
+        columns = [name for name in columns if name in file.schema_arrow.names]
+        if self.repo is not None:
+            return islice(stream_rows(self.repo, "train", columns, self.commit, self.path), limit)
+        return islice(self._local_rows(file, columns), limit)
+
+    def _local_rows(self, file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+        try:
+            for batch in file.iter_batches(ROW_GROUP, columns=columns, use_threads=False):
+                yield from (row_of(batch, row) for row in range(len(batch)))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: damaged ({one_line(error)}); get it anew") from None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: the first `rows` rows of an input file -> shards `part-NUMBER-*`."""
+
+    number: int
+    input: Input
+    rows: int
+    layout: Layout
+    folder: Path
+    rows_per_shard: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+
+def prepare(request: Request) -> dict[str, Any]:
+    """Make `request.folder`, or go on making it -> its manifest.
+
+    Raises DataError for unusable input, a folder made from something else, and a full disk.
+    """
+    if request.source not in SOURCES:
+        raise DataError(f"{request.source}: no such source; known: {', '.join(SOURCES)}")
+    for option in ("limit", "rows_per_shard"):
+        if (value := getattr(request, option)) is not None and value < 1:
+            raise DataError(f"--{option.replace('_', '-')} {value} must be at least 1")
+    with out.only_one(request.folder):
+        if request.source == "seed_unsplash":
+            from editar.data.prepare.seed import prepare_seed  # imports this module
+
+            return prepare_seed(request)
+        return prepare_parquet(request)
+
+
+def prepare_parquet(request: Request) -> dict[str, Any]:
+    layout, folder = LAYOUTS[request.source], request.folder
+    inputs = list_inputs(request)
+    made_from = request.made_from | {"inputs": [{"name": i.name, "bytes": i.size} for i in inputs]}
+    if inputs[0].commit:
+        made_from["commit"] = inputs[0].commit
+    if manifest := out.start(folder, made_from):
+        say(f"{folder}: prepared already, {manifest['rows']} rows")
+        return manifest
+    units = plan(request, inputs, layout)
+    waiting = [unit for unit in units if out.finished_unit(folder, unit.name) is None]
+    total, left = sum(unit.rows for unit in units), sum(unit.rows for unit in waiting)
+    with tqdm(total=total, initial=total - left, unit="row", desc=request.source, mininterval=1) as bar:
+        for _ in run_units(prepare_unit, waiting, min(request.processes, len(waiting)), bar):
+            bar.set_postfix_str(f"{len(list((folder / 'units').glob('*.json')))}/{len(units)} files", refresh=False)
+    return collect(folder, made_from, units, layout)
+
+
+def list_inputs(request: Request) -> list[Input]:
+    """The chosen parquet files of a folder or of `hf://owner/name[@revision]`, sorted by name."""
+    if request.origin.startswith("hf://"):
+        found = list_hub(request.origin)
+    else:
+        root = Path(request.origin)
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; give the downloaded parquet files or hf://owner/name")
+        paths = sorted(root.rglob("*.parquet"))
+        found = [Input(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]
+    if not found:
+        raise DataError(f"{request.origin}: no *.parquet in it; {request.source} is downloaded as parquet files")
+    chosen = set(request.choose(of_split([item.name for item in found], request.split, request.origin)))
+    return [item for item in found if item.name in chosen]
+
+
+def list_hub(origin: str) -> list[Input]:
+    from huggingface_hub import HfApi
+
+    repo, _, revision = origin.removeprefix("hf://").removeprefix("datasets/").partition("@")
+    try:
+        info = HfApi().dataset_info(repo, revision=revision or None, files_metadata=True)
+    except Exception as error:  # offline, missing, private: the hub's client has many types
+        raise DataError(
+            f"{origin}: the hub gives no listing ({one_line(error)}); download it, give the folder"
+        ) from None
+    files = sorted((s.rfilename, s.size or 0) for s in info.siblings or [] if s.rfilename.endswith(".parquet"))
+    return [Input(name, name, size, repo, info.sha) for name, size in files]
+
+
+def plan(request: Request, inputs: list[Input], layout: Layout) -> list[Unit]:
+    """A unit per file, as far as the limit reaches. Raises DataError for files of another data set."""
+    units: list[Unit] = []
+    left = request.limit
+    for number, item in enumerate(inputs):
+        if left == 0:
+            break
+        file = item.open()
+        if missing := [name for name in layout.needed if name not in file.schema_arrow.names]:
+            raise DataError(
+                f"{item.path}: no column {', '.join(missing)}; found {', '.join(file.schema_arrow.names)}: "
+                f"is this {request.source}?"
+            )
+        rows = file.metadata.num_rows if left is None else min(left, file.metadata.num_rows)
+        left = None if left is None else left - rows
+        units.append(Unit(number, item, rows, layout, request.folder, request.rows_per_shard))
+    return units
+
+
+def prepare_unit(unit: Unit) -> None:
+    """Validate and write the rows of one file; its summary, written last, says that it is done."""
+    schema = unit.layout.schema
+    writer = ShardWriter(unit.folder, f"shards/part-{unit.name}", schema, unit.rows_per_shard, ROW_GROUP)
+    drops = Drops()
+    for number, row in enumerate(unit.input.rows(schema.names, unit.rows)):
+        try:
+            writer.add(check_row(row, unit.layout))
+        except Dropped as why:
+            drops.add(f"{unit.input.name}#{number}", why)
+        tick(1)
+    summary = {"files": writer.close(), "dropped": dict(drops.counts), "dropped_rows": drops.rows}
+    write_json(out.unit_file(unit.folder, unit.name), summary)
+
+
+def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """A row as it is kept. Raises Dropped."""
+    kept: dict[str, Any] = {}
+    for name in (*layout.texts, *layout.others):
+        kept[name] = None if row.get(name) is None else str(row[name])
+    if not any((kept[name] or "").strip() for name in layout.texts):
+        raise Dropped("no text")
+    size = (0, 0)
+    for name in layout.images:
+        value = row[name] if isinstance(row[name], dict) else {"bytes": row[name], "path": None}
+        size = check_image(value["bytes"], name)
+        kept[name] = {"bytes": value["bytes"], "path": value.get("path")}
+    if layout.labels:
+        kept[layout.labels] = {"bytes": check_labels(row[layout.labels], size), "path": None}
+    return kept
+
+
+def check_labels(value: Any, size: tuple[int, int]) -> bytes:
+    """A label map of a picture of `size` (height, width) -> PNG. Raises Dropped."""
+    try:
+        labels = label_map(value)
+    except DataError as error:
+        raise Dropped("unreadable label map", str(error)) from None
+    if labels.shape != size:
+        raise Dropped("label map of another size", f"labels {labels.shape}, image {size}")
+    if unknown := np.setdiff1d(labels, [*range(CLASSES), 255]).tolist():
+        raise Dropped("unknown label ids", f"{unknown[:5]}; known are 0..{CLASSES - 1} and 255")
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: Layout) -> dict[str, Any]:
+    """The summaries of all units as one manifest."""
+    files: list[dict[str, Any]] = []
+    drops = Drops()
+    for unit in units:
+        summary = out.finished_unit(folder, unit.name)
+        assert summary is not None
+        files += summary["files"]
+        drops.counts.update(summary["dropped"])
+        drops.rows += summary["dropped_rows"]
+    manifest = {"source": made_from["source"], "origin": made_from["origin"]}
+    manifest |= {"rows": sum(file["rows"] for file in files), "dropped": dict(sorted(drops.counts.items()))}
+    manifest |= {"files": files, "made_from": made_from}
+
+    def sheet() -> None:
+        out.write_sheet(
+            listed_table(folder, files, list(layout.images), ""), layout.images, folder / "contact_sheet.png"
+        )
+
+    out.finish(folder, manifest, drops.rows, sheet)
+    return manifest

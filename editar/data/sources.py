@@ -1,0 +1,211 @@
+"""One function per data set: row of the public schema -> Pair.
+
+Wording and quirks follow EditAR's data sets (TokenAR `dataset/`) unless the source's config says
+otherwise; every switch is described at `SourceConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import ConcatDataset
+
+from editar.conditions import colour_labels
+from editar.config import DataConfig, SourceConfig
+from editar.data.codes import stored_manifest
+from editar.data.folder import FolderTable
+from editar.data.nano_world import NanoWorld
+from editar.data.sample import BadRow, EditSample, Pair, Texts
+from editar.data.tables import DataError, label_map, open_table
+from editar.images import ImageError, load_image
+
+PIPE_TEXTS = ("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset")
+Row = dict[str, Any]
+
+
+def picture(row: Row, column: str) -> Image.Image:
+    """An image column, as raw bytes or as an undecoded struct -> RGB picture."""
+    value = row.get(column)
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or not data:
+        raise BadRow(f"{column} holds no image bytes")
+    try:
+        return load_image(data, name=column)
+    except ImageError as error:
+        raise BadRow(str(error)) from None
+
+
+def text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"{column} is empty")
+    return value
+
+
+def pipe(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    """paint-by-inpaint/PIPE: the source lacks an object that the target has."""
+    return Pair(id, "pipe", picture(row, "source_img"), picture(row, "target_img"), pipe_texts(row, cfg))
+
+
+def pipe_texts(row: Row, cfg: SourceConfig) -> Texts:
+    columns = [(row.get(name) or "").strip() for name in PIPE_TEXTS]
+    if cfg.wording == "official":
+        written = [value for value in columns if value]
+        place = (row.get("object_location") or "").strip()
+        # Four copies, one with the place: a uniform choice then adds it in a quarter of the draws.
+        forward = [value for value in written for value in (value, value, value, _with_place(value, place))]
+    else:
+        # Not stripped: EditAR feeds the column as it is, also when it is empty (`empty: keep`).
+        first = row.get(PIPE_TEXTS[0]) or ""
+        forward = [first] if first.strip() or cfg.empty == "keep" else []
+        if not forward and cfg.empty == "other":
+            forward = [value for value in columns if value][:1]
+    if not forward:
+        raise BadRow("every instruction column is empty" if cfg.empty != "drop" else f"{PIPE_TEXTS[0]} is empty")
+    reversible = [value for value in forward if cfg.removal == "editar" or value[:4].lower() == "add "]
+    return Texts(tuple(forward), tuple(remove_instruction(value) for value in reversible), cfg.backward)
+
+
+def _with_place(value: str, place: str) -> str:
+    return f"{value} at {place}" if place else value
+
+
+def remove_instruction(text: str) -> str:
+    """The instruction of a PIPE pair used backwards, target -> source.
+
+    Quirk of the official code: the first four characters are cut whatever they are, so "Add a cat"
+    becomes "Remove a cat" but "Insert 2 birds" becomes "Remove rt 2 birds". `removal: guarded` asks
+    only texts that begin with "Add".
+    """
+    return "Remove " + text[4:]
+
+
+def seed_unsplash(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    """SEED-Data-Edit Part 1, Unsplash; captions are not used."""
+    instruction = cfg.prompt.format(text(row, "instruction"))
+    return Pair(id, "seed_unsplash", picture(row, "source_image"), picture(row, "target_image"), Texts((instruction,)))
+
+
+def multigen_depth(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    instruction = cfg.prompt.format(text(row, "text"))
+    return Pair(id, "multigen_depth", picture(row, "control_depth"), picture(row, "image"), Texts((instruction,)))
+
+
+def multigen_canny(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    """Edges of the depth set's pictures; the depth map is not read (EditAR)."""
+    return Pair(id, "multigen_canny", None, picture(row, "image"), Texts((cfg.prompt.format(text(row, "text")),)))
+
+
+def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    """limingcv/Captioned_COCOStuff: coloured label map -> photograph."""
+    if cfg.condition == "labels":
+        source = Image.fromarray(colour_labels(label_map(row["panoptic_seg_map"]), label_palette()))
+    else:
+        source = picture(row, "control_seg")
+    target = picture(row, "image")
+    if source.size != target.size:
+        raise BadRow(f"the label picture is {source.size}, the image {target.size}")
+    return Pair(id, "cocostuff", source, target, Texts((cfg.prompt.format(text(row, "prompt")),)))
+
+
+def label_palette() -> np.ndarray:
+    """171 distinct colours, (171, 3) uint8: bits of id + 1 spread over the channels from the highest
+    down (the rule of PASCAL VOC's colour map), so black stays free for "ignore"."""
+    palette = np.zeros((171, 3), np.uint8)
+    for id in range(171):
+        value = id + 1
+        for bit in range(8):
+            for channel in range(3):
+                palette[id, channel] |= ((value >> channel) & 1) << (7 - bit)
+            value >>= 3
+    return palette
+
+
+def folder(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    """People's own pairs: `pairs.jsonl` beside the pictures (`editar.data.tables.FolderTable`)."""
+    instruction = cfg.prompt.format(text(row, "instruction"))
+    return Pair(id, "folder", picture(row, "source"), picture(row, "target"), Texts((instruction,)))
+
+
+def nano(row: EditSample, id: str, cfg: SourceConfig) -> Pair:
+    """A sample of the procedural world is its own row."""
+    texts = Texts((cfg.prompt.format(row.instruction),))
+    return Pair(id, row.task, Image.fromarray(row.source), Image.fromarray(row.target), texts)
+
+
+READERS: dict[str, Callable[[Any, str, SourceConfig], Pair]] = {
+    "nano": nano,
+    "pipe": pipe,
+    "seed_unsplash": seed_unsplash,
+    "multigen_depth": multigen_depth,
+    "multigen_canny": multigen_canny,
+    "cocostuff": cocostuff,
+    "folder": folder,
+}
+COLUMNS = {
+    "pipe": ["source_img", "target_img", *PIPE_TEXTS, "object_location"],
+    "seed_unsplash": ["source_image", "target_image", "instruction"],
+    "multigen_depth": ["image", "control_depth", "text"],
+    "multigen_canny": ["image", "text"],
+}
+
+
+def columns(cfg: SourceConfig) -> list[str]:
+    """What a source reads of its table."""
+    if cfg.kind == "cocostuff":
+        return ["image", "prompt", "control_seg" if cfg.condition == "control_seg" else "panoptic_seg_map"]
+    return COLUMNS[cfg.kind]
+
+
+class Source:
+    """A configured data set with random access: `source.pair(row)` -> Pair, or BadRow.
+
+    Rows [0, len) are for training, `heldout` more follow for validation (nano: another split).
+    """
+
+    def __init__(self, name: str, cfg: SourceConfig, data: DataConfig) -> None:
+        self.name, self.cfg = name, cfg
+        self.heldout = -(-data.heldout_samples // len(data.sources))
+        self.table: Any = None  # stays None where only the codes are at hand
+        if cfg.kind == "nano":
+            splits = [("train", data.train_samples), ("heldout", self.heldout)]
+            self.table = ConcatDataset([NanoWorld(split, size, data.seed) for split, size in splits])
+            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}"
+            self.size = data.train_samples
+            return
+        try:
+            table = FolderTable(str(cfg.path)) if cfg.kind == "folder" else open_table(str(cfg.path), columns(cfg))
+            self.table, self.revision, rows = table, table.revision, len(table)
+        except DataError as error:
+            stored = stored_manifest(data.cache, name)
+            if stored is None:
+                raise DataError(f"data.sources.{name}: {error}, or drop the source with ~data.sources.{name}") from None
+            self.revision, rows = stored.revision, stored.rows
+        self.size = rows - self.heldout
+        if self.size < 1:
+            raise DataError(
+                f"data.sources.{name}: {cfg.path} has {rows} rows and {self.heldout} of them are held out; "
+                "lower data.heldout_samples"
+            )
+
+    def __len__(self) -> int:
+        """Training rows."""
+        return self.size
+
+    def row_id(self, row: int) -> str:
+        return f"{self.name}/{row}"
+
+    def pair(self, row: int) -> Pair:
+        """Row in [0, len + heldout)."""
+        if self.table is None:
+            raise DataError(f"data.sources.{self.name}: {self.cfg.path} is not here, only its codes are")
+        return READERS[self.cfg.kind](self.table[row], self.row_id(row), self.cfg)
+
+
+def open_sources(data: DataConfig) -> dict[str, Source]:
+    if not data.sources:
+        raise DataError("data.sources is empty; choose a mixture with data=nano or data=editar")
+    return {name: Source(name, cfg, data) for name, cfg in data.sources.items()}

@@ -1,0 +1,52 @@
+"""The frozen networks of a training: tokenizer, text encoder and teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from editar.config import ConfigError, TrainConfig
+from editar.data.loader import Batch
+from editar.encoders.teacher import Teacher, build_teacher
+from editar.encoders.text import TextEncoder
+from editar.encoders.vq import VQModel
+from editar.images import batch_to_tensor
+from editar.model.weights import load_vq
+
+
+@dataclass
+class Encoders:
+    """Pictures and instructions in, what the GPT reads out."""
+
+    tokenizer: VQModel
+    text: TextEncoder
+    teacher: Teacher | None
+
+    @classmethod
+    def build(cls, cfg: TrainConfig, device: torch.device) -> Encoders:
+        return cls(build_tokenizer(cfg, device), TextEncoder(cfg.text, device), build_teacher_of(cfg, device))
+
+    @torch.no_grad()
+    def codes(self, values: torch.Tensor) -> torch.Tensor:
+        """Codes (B, N) as they are, pictures (B, H, W, 3) uint8 through the tokenizer -> (B, N) int64."""
+        return values if values.dim() == 2 else self.tokenizer.encode(batch_to_tensor(values))
+
+    def features(self, batch: Batch) -> torch.Tensor | None:
+        """The teacher's features of the target (B, T, C) float32; None without a teacher."""
+        if self.teacher is None or batch.features is not None:
+            return batch.features
+        assert batch.picture is not None
+        return self.teacher(batch_to_tensor(batch.picture))
+
+
+def build_tokenizer(cfg: TrainConfig, device: torch.device) -> VQModel:
+    if cfg.tokenizer.weights is None:
+        raise ConfigError("tokenizer.weights is null; give the run folder of a trained tokenizer")
+    tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
+    load_vq(tokenizer, cfg.tokenizer.weights)
+    return tokenizer
+
+
+def build_teacher_of(cfg: TrainConfig, device: torch.device) -> Teacher | None:
+    return build_teacher(cfg.teacher, device, cfg.gpt.teacher_grid or cfg.gpt.grid // 2)

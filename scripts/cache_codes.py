@@ -1,0 +1,36 @@
+"""Encode a mixture's pictures once, so that training reads codes instead of pixels.
+
+    python scripts/cache_codes.py experiment=editar_xl data.cache=caches/editar \\
+        tokenizer.weights=checkpoints/vq_ds16_t2i.pt
+    torchrun --nproc-per-node=8 scripts/cache_codes.py ...   (the same, the shards dealt to eight processes)
+
+Takes every setting of `python -m editar.train`; train afterwards with the same data.cache. A killed run
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from editar.config import ConfigError, TrainConfig
+from editar.data.encode import build_cache, tokenizer_checksum
+from editar.data.sources import open_sources
+from editar.runtime.distributed import distributed
+from editar.runtime.entry import run
+from editar.runtime.log import say
+from editar.training.encoders import build_teacher_of, build_tokenizer
+
+
+def cache_codes(cfg: TrainConfig) -> None:
+    if cfg.data.cache is None:
+        raise ConfigError("data.cache is null; give the folder that the codes go to")
+    with distributed(cfg.device) as world:
+        tokenizer = build_tokenizer(cfg, world.device)
+        teacher = build_teacher_of(cfg, world.device) if cfg.data.cache_features else None
+        checksum = tokenizer_checksum(tokenizer)
+        for source in open_sources(cfg.data).values():
+            build_cache(cfg, source, tokenizer, checksum, teacher, world)
+        if world.is_main:
+            say(f"codes of {', '.join(cfg.data.sources)} are in {cfg.data.cache}")
+
+
+if __name__ == "__main__":
+    run(TrainConfig, "train", cache_codes, program="scripts/cache_codes.py", defaults=("output_dir=runs/cache_codes",))

@@ -1,0 +1,90 @@
+"""What training sees: a contact sheet of the first draws, and the realised shares.
+
+    python scripts/inspect_data.py experiment=editar_xl
+    python scripts/inspect_data.py --rows 1000:1024 --source pipe experiment=editar_xl
+
+Each row of the sheet: source | target | id and instruction, after every transform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from editar.config import ConfigError, TrainConfig
+from editar.data.loader import Item, Reader, TrainStream
+from editar.data.mixture import Mixture
+from editar.data.sample import BadRow
+from editar.data.sources import open_sources
+from editar.images import contact_sheet, save_image
+from editar.runtime.entry import load_config, user_errors
+from editar.runtime.log import say
+
+SIDE = 192  # pixels of a picture on the sheet
+SHARE_DRAWS = 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of editar.train")
+    parser.add_argument("--draws", type=int, default=24, help="how many draws to show")
+    parser.add_argument("--source", help="show rows of this source instead of draws of the mixture")
+    parser.add_argument("--rows", default="0:24", help="with --source: which rows, FIRST:END")
+    parser.add_argument("--out", default="outputs/inspect_data.png")
+    options = parser.parse_args()
+    try:
+        inspect(options)
+    except user_errors() as error:
+        print(f"inspect_data: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def inspect(options: argparse.Namespace) -> None:
+    cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
+    sources = open_sources(cfg.data)
+    readers = [Reader(source, None, cfg.image_size, pictures=False) for source in sources.values()]
+    weights = {name: source.cfg.weight for name, source in sources.items()}
+    mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
+    chosen, _ = mixture.locate(np.arange(SHARE_DRAWS, dtype=np.uint64))
+    for index, (name, source) in enumerate(sources.items()):
+        realised = np.mean(chosen == index)
+        print(f"{name:16} {len(source):>9} rows  {100 * realised:6.2f} % of {SHARE_DRAWS} draws")
+    if options.source is None:
+        stream = TrainStream(readers, mixture, cfg.seed)
+        items = [item for _, item in stream.__getitems__(list(range(options.draws)))]
+    elif options.source not in sources:
+        raise ConfigError(f"--source {options.source}: not one of {', '.join(sources)}")
+    else:
+        first, end = (int(part) for part in options.rows.split(":"))
+        items = list(readable(readers[list(sources).index(options.source)], range(first, end)))
+    for item in items:
+        for row, reason in item.replaced:
+            say(f"bad row {row}: {reason}")
+    save_image(contact_sheet([sheet_row(item) for item in items]), options.out)
+    print(f"{len(items)} examples: {options.out}")
+
+
+def readable(reader: Reader, rows: range) -> list[Item]:
+    found = []
+    for row in rows:
+        try:
+            found.append(reader.item(row, 1.0, 0.0))
+        except BadRow as error:
+            say(f"bad row {reader.source.row_id(row)}: {error}")
+    return found
+
+
+def sheet_row(item: Item) -> list[np.ndarray]:
+    pictures = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE))) for p in (item.source, item.target)]
+    card = Image.new("RGB", (SIDE * 2, SIDE), "white")
+    lines = [f"{item.task}   {item.id}", "", *textwrap.wrap(item.instruction or "(empty)", 58)]
+    ImageDraw.Draw(card).multiline_text((8, 8), "\n".join(lines), fill="black", spacing=4)
+    return [*pictures, np.asarray(card)]
+
+
+if __name__ == "__main__":
+    main()
