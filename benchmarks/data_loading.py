@@ -55,6 +55,7 @@ def main() -> None:
             for pictures in (True, False):
                 stored = codes.CodesCache(cache.folder, cache.manifest, 0.0)
                 stored.in_memory = in_memory
+                codes.OPEN_SHARDS = 1  # as with millions of rows, hardly any shard is open already
                 readers[f"{name}, {'with' if pictures else 'no'} teacher picture"] = Reader(
                     source, stored, 512, pictures
                 )

@@ -66,6 +66,9 @@ def test_kept_rows_are_unchanged_and_dropped_rows_counted(source: str, tmp_path:
     layout = LAYOUTS[source]
     assert table.columns == [*layout.needed, *layout.others]
     assert len(table) == manifest["rows"] == 12
+    blank = {name: sum(not row[name] for row in table) for name in layout.texts}
+    assert manifest["blank"] == {name: count for name, count in blank.items() if count}
+    assert source != "pipe" or blank["Instruction_VLM-LLM"] == 4
     for kept, original in zip(table, raw, strict=True):
         for name in table.columns:
             if name == layout.labels:

@@ -157,6 +157,7 @@ def tell(folder: Path, manifest: dict[str, Any]) -> None:
         f"{folder}: {manifest['rows']} of {manifest['rows'] + lost} rows kept, "
         f"{sum(file['bytes'] for file in files) / 1e9:.3f} GB in {len(files)} files"
         + (f"; dropped: {why} (dropped.jsonl)" if why else "")
+        + "".join(f"; {name} is blank in {count}" for name, count in manifest.get("blank", {}).items())
         + ("; look at contact_sheet.png" if manifest["rows"] else "")
     )
 

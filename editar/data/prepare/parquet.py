@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -249,14 +250,16 @@ def prepare_unit(unit: Unit) -> None:
     """Validate and write the rows of one file; its summary, written last, says that it is done."""
     schema = unit.layout.schema
     writer = ShardWriter(unit.folder, f"shards/part-{unit.name}", schema, unit.rows_per_shard, ROW_GROUP)
-    drops = Drops()
+    drops, blank = Drops(), Counter[str]()
     for number, row in enumerate(unit.input.rows(schema.names, unit.rows)):
         try:
-            writer.add(check_row(row, unit.layout))
+            kept = check_row(row, unit.layout)
+            writer.add(kept)
+            blank.update(name for name in unit.layout.texts if not (kept[name] or "").strip())
         except Dropped as why:
             drops.add(f"{unit.input.name}#{number}", why)
         tick(1)
-    summary = {"files": writer.close(), "dropped": dict(drops.counts), "dropped_rows": drops.rows}
+    summary = {"files": writer.close(), "dropped": dict(drops.counts), "dropped_rows": drops.rows, "blank": blank}
     write_json(out.unit_file(unit.folder, unit.name), summary)
 
 
@@ -295,14 +298,15 @@ def check_labels(value: Any, size: tuple[int, int]) -> bytes:
 def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: Layout) -> dict[str, Any]:
     """The summaries of all units as one manifest."""
     files: list[dict[str, Any]] = []
-    drops = Drops()
+    drops, blank = Drops(), Counter[str]()
     for unit in units:
         summary = out.finished_unit(folder, unit.name)
         assert summary is not None
         files += summary["files"]
         drops.counts.update(summary["dropped"])
         drops.rows += summary["dropped_rows"]
-    manifest = {"source": made_from["source"], "origin": made_from["origin"]}
+        blank.update(summary["blank"])
+    manifest = {"source": made_from["source"], "origin": made_from["origin"], "blank": dict(sorted(blank.items()))}
     manifest |= {"rows": sum(file["rows"] for file in files), "dropped": dict(sorted(drops.counts.items()))}
     manifest |= {"files": files, "made_from": made_from}
 
