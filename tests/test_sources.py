@@ -142,3 +142,14 @@ def test_too_few_rows_for_the_held_out_part(tmp_path: Path) -> None:
     data = DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=4)
     with pytest.raises(DataError, match=r"has 4 rows and 4 of them are held out; lower data\.heldout_samples"):
         open_sources(data)
+
+
+@pytest.mark.parametrize(("kind", "structs"), [("seed_unsplash", False), ("multigen_depth", True)])
+def test_folders_repacked_by_editar_are_read_as_they_are(kind: str, structs: bool, tmp_path: Path) -> None:
+    """`save_to_disk` folders with raw bytes or undecoded image structs, without preparation."""
+    folder = miniature.write_repack(tmp_path / "repack", 6, structs=structs, corrupt=(1,))
+    data = DataConfig(sources={kind: SourceConfig(kind, path=str(folder))}, heldout_samples=1)
+    source = open_sources(data)[kind]
+    assert [size.shape for size in finish(source.pair(0), 64)] == [(64, 64, 3)] * 2
+    with pytest.raises(BadRow, match="not a readable image"):
+        source.pair(1)
