@@ -10,9 +10,9 @@ import torch
 
 from editar.config import ConfigError
 from editar.images import ImageError
-from editar.parity import gpt, preprocess, release, sampling, vq
+from editar.parity import gpt, pie, preprocess, release, sampling, translation, vq
 from editar.parity.checks import BFLOAT16, FLOAT32, Check, Golden, GoldenError, Skipped
-from editar.runtime.files import CheckpointError
+from editar.runtime.files import CheckpointError, DataError
 
 Line = Check | Skipped
 
@@ -32,6 +32,8 @@ GROUPS: dict[str, Group] = {
     "vq": Group(vq.files, vq.run),
     "preprocess": Group(preprocess.files, preprocess.run),
     "sampling": Group(sampling.files, sampling.run),
+    "pie": Group(pie.files, pie.run),
+    "translation": Group(translation.files, translation.run),
 }
 
 
@@ -60,5 +62,5 @@ def run_group(group: Group, golden: Golden) -> Iterator[Line]:
     with torch.backends.cudnn.flags(allow_tf32=False):
         try:
             yield from group.run(golden)
-        except (GoldenError, CheckpointError, ConfigError, ImageError) as error:
+        except (GoldenError, CheckpointError, ConfigError, DataError, ImageError) as error:
             yield Check(f"{golden.folder.name}: unfinished", float("inf"), 0.0, "differing", str(error))
