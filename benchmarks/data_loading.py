@@ -63,7 +63,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['path']:42} {row['workers']} workers {row['samples_per_s']:9.1f} samples/s "
-            f"{row['per_worker']:8.1f} each {row['worker_mib']:7.0f} MiB each   x {row['of_needed']:.1f} of what a core owes"
+            f"{row['per_worker']:8.1f} each {row['worker_mib']:7.0f} MiB each   {row['of_needed']:.1f} times a core's share"
         )
     if options.json:
         write_json(options.json, {"made_by": provenance(), "needed_per_core": NEEDED, "rows": rows})

@@ -102,9 +102,8 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
             say(str(report))
     if world.is_main:
         millions = sum(p.numel() for p in gpt.parameters()) / 1e6
-        say(
-            f"GPT: {millions:.2f} M parameters on {world.size} x {world.device}; {cfg.steps} steps of {cfg.global_batch}"
-        )
+        steps = f"{cfg.steps} steps of {cfg.global_batch}"
+        say(f"GPT: {millions:.2f} M parameters on {world.size} x {world.device}; {steps}")
     engine: nn.Module = torch.compile(gpt) if cfg.compile else gpt  # type: ignore[assignment]
     if world.size > 1:
         engine = DistributedDataParallel(engine, broadcast_buffers=False)
