@@ -61,10 +61,8 @@ def main() -> None:
                 )
         rows = [measure(name, reader, n, options.seconds) for name, reader in readers.items() for n in options.workers]
     for row in rows:
-        print(
-            f"{row['path']:42} {row['workers']} workers {row['samples_per_s']:9.1f} samples/s "
-            f"{row['per_worker']:8.1f} each {row['worker_mib']:7.0f} MiB each   {row['of_needed']:.1f} times a core's share"
-        )
+        rate = f"{row['samples_per_s']:9.1f} samples/s, {row['of_needed']:.1f} times a core's share"
+        print(f"{row['path']:42} {row['workers']} workers {rate} {row['worker_mib']:7.0f} MiB a worker")
     if options.json:
         write_json(options.json, {"made_by": provenance(), "needed_per_core": NEEDED, "rows": rows})
 

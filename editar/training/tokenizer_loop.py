@@ -113,6 +113,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
 def _start_from(model: VQModel, cfg: TokenizerTrainConfig) -> None:
     """Weights of an earlier tokenizer; the codebook too, unless k-means is going to replace it."""
     state, _ = read_checkpoint(str(cfg.tokenizer.weights))
+    state["quantize.codebook_used"] = model.quantize.codebook_used  # a statistic of one training; files may lack it
     if cfg.kmeans_at >= 0:
         state["quantize.embedding.weight"] = model.quantize.embedding.weight.detach()
     load_state(model, state, str(cfg.tokenizer.weights))
