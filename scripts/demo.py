@@ -19,7 +19,7 @@ from editar.data.nano_world import NanoWorld, Plan, render
 from editar.data.sample import EditSample
 from editar.evaluation.nano import Summary, judge, shuffled, summarise, table
 from editar.evaluation.report import Column, loss_curves, sweep_curve, task_bars, write_report
-from editar.evaluation.run import PROTOCOL, sheet
+from editar.evaluation.run_nano import PROTOCOL, sheet
 from editar.images import save_image
 from editar.model.gpt import GPT
 from editar.runtime.entry import load_config

@@ -19,8 +19,7 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import squeezenet1_1
 
-from editar.config import ConfigError
-from editar.evaluation.judges import JudgeSources
+from editar.config import ConfigError, JudgeSources
 from editar.evaluation.perceptual import ClipSimilarity, Lpips, clip_pixels
 from editar.evaluation.pie_metrics import COLUMNS, PieBatch, PieMetrics, background, paper_units, to_unit
 from editar.evaluation.pixels import ms_ssim, mse, psnr, ssim

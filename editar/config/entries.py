@@ -17,6 +17,7 @@ from editar.config.checks import (
     check_tokenizer,
 )
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig
+from editar.config.evaluation import JudgeSources
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 
@@ -135,16 +136,41 @@ class EditConfig:
 
 @dataclass
 class EvalConfig:
-    """`python -m editar.eval`: edit and score a benchmark."""
+    """`python -m editar.eval`: edit a benchmark with a checkpoint and score it, or score anybody's folder.
 
-    checkpoint: str = MISSING
+    benchmark  `nano` (the procedural world) or `pie_bench` (Tables 1 and 3)
+    root       the benchmark's folder; pie_bench: the one that holds mapping_file.json
+    stage      `generate` edits into output_dir/images (restartable, shared by the ranks of torchrun),
+               `score` scores what is there, `all` does both
+    results    score the pictures of this folder instead, named as the benchmark's sources
+    method     what the tables call the result
+    """
+
+    checkpoint: str | None = None
     output_dir: str = MISSING
     benchmark: str = "nano"
-    samples: int = 240
-    shuffle_instructions: bool = False
+    root: str | None = None
+    stage: str = "all"
+    results: str | None = None
+    method: str = "ours"
+    samples: int = 240  # nano
+    shuffle_instructions: bool = False  # nano
+    score_batch: int = 16
+    num_workers: int = 2
     device: str = "auto"
+    judges: JudgeSources = field(default_factory=JudgeSources)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:
-        check_choice("benchmark", self.benchmark, ("nano",))
+        check_choice("benchmark", self.benchmark, ("nano", "pie_bench"))
+        check_choice("stage", self.stage, ("all", "generate", "score"))
         check_positive("samples", self.samples)
+        check_positive("score_batch", self.score_batch)
+        if self.benchmark == "nano" and (self.stage != "all" or self.results):
+            raise ConfigError("benchmark=nano runs as a whole: leave stage=all and results=null")
+        if self.benchmark != "nano" and not self.root:
+            raise ConfigError(f"benchmark={self.benchmark} needs root=FOLDER")
+        if self.results and self.stage != "score":
+            raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
+        if self.stage != "score" and not self.checkpoint:
+            raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER")

@@ -1,14 +1,14 @@
-"""Edit a benchmark into a results folder: one PNG per sample, restartable.
+"""Edit a benchmark into a results folder: one PNG per picture, restartable, shared by all ranks.
 
-results/
-  manifest.json    what made it: checkpoint checksum, sampling settings, instructions, count
-  images/ID.png    one picture per sample, written atomically; finished ones are never redone
+FOLDER/manifest.json    what made it: weights' checksum, sampling settings, instructions
+FOLDER/images/NAME.png  written atomically; finished ones are never redone
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +16,57 @@ from PIL import Image
 from tqdm import tqdm
 
 from editar.config import ConfigError
-from editar.data.sample import EditSample
-from editar.images import save_image
+from editar.images import resize_and_crop, save_image
+from editar.runtime.distributed import World
 from editar.runtime.files import checksum, write_json
 from editar.sampling.pipeline import EditPipeline
 
 
-def generate(
-    pipeline: EditPipeline, checkpoint: Path, samples: list[EditSample], instructions: list[str], folder: Path
-) -> list[np.ndarray]:
-    """Edit every sample with its instruction; returns the pictures in order, (S, S, 3) uint8."""
-    claim(folder, manifest(pipeline, checkpoint, samples, instructions))
-    files = [folder / "images" / f"{sample.id}.png" for sample in samples]
+@dataclass(frozen=True)
+class EditJob:
+    """One edit. `id` chooses its random numbers, `name` its file below images/ (without suffix);
+    `source()` opens the picture; `size` is the side of the result."""
+
+    id: str
+    name: str
+    instruction: str
+    source: Callable[[], np.ndarray]
+    size: int
+
+
+def generate(pipeline: EditPipeline, checkpoint: Path, jobs: list[EditJob], folder: Path, world: World) -> list[Path]:
+    """Edit every job that has no file yet; returns all files in order."""
+    files = [folder / "images" / f"{job.name}.png" for job in jobs]
+    if world.is_main:
+        claim(folder, manifest(pipeline, checkpoint, jobs))
+    world.barrier()
     todo = [i for i, file in enumerate(files) if not file.is_file()]
+    world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
+    mine = todo[world.rank :: world.size]
     size = pipeline.cfg.sampling.batch_size
-    with tqdm(
-        total=len(samples), initial=len(samples) - len(todo), desc=f"editing into {folder.name}", unit="image"
-    ) as bar:
-        for start in range(0, len(todo), size):
-            part = todo[start : start + size]
-            outputs = pipeline.edit_arrays(
-                [samples[i].source for i in part], [instructions[i] for i in part], [samples[i].id for i in part]
-            )
+    with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not world.is_main) as bar:
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            sources = [fit(jobs[i].source(), pipeline.cfg.image_size) for i in part]
+            outputs = pipeline.edit_arrays(sources, [jobs[i].instruction for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
-                save_image(output, files[i])
+                save_image(fit(output, jobs[i].size), files[i])
             bar.update(len(part))
-    return [np.asarray(Image.open(file)) for file in files]
+    world.barrier()
+    return files
 
 
-def manifest(
-    pipeline: EditPipeline, checkpoint: Path, samples: list[EditSample], instructions: list[str]
-) -> dict[str, object]:
+def fit(picture: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is."""
+    return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
+
+
+def manifest(pipeline: EditPipeline, checkpoint: Path, jobs: list[EditJob]) -> dict[str, object]:
     return {
         "weights_sha256": checksum(checkpoint / "model.safetensors"),
+        "image_size": pipeline.cfg.image_size,
         "sampling": {k: v for k, v in asdict(pipeline.cfg.sampling).items() if k != "batch_size"},
-        "instructions": dict(zip([sample.id for sample in samples], instructions, strict=True)),
+        "instructions": {job.id: job.instruction for job in jobs},
     }
 
 

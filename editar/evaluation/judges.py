@@ -24,22 +24,6 @@ T = TypeVar("T")
 State = dict[str, torch.Tensor]
 
 
-@dataclass
-class JudgeSources:
-    """Local path or hub id of each network; null leaves its columns out.
-
-    structure also takes timm/vit_base_patch8_224.dino, clip openai/clip-vit-large-patch14, depth
-    Intel/dpt-large, segmenter facebook/maskformer-resnet101-coco-stuff (not comparable).
-    """
-
-    structure: str | None = "checkpoints/dino_vitbase8_pretrain.pth"
-    lpips: str | None = "checkpoints/squeezenet1_1-b8a52dc0.pth"
-    clip: str | None = "checkpoints/clip-vit-large-patch14"
-    depth: str | None = "checkpoints/dpt-large"
-    segmenter: str | None = "checkpoints/deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k_20210709_155402-3cbca14d.pth"
-    inception: str | None = "checkpoints/inception-2015-12-05.pt"
-
-
 @dataclass(frozen=True)
 class Missing:
     """Columns that cannot be scored here, and the one-line reason with what to fetch."""

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from editar.evaluation.judges import JudgeSources, Missing, try_judge
+from editar.config import JudgeSources
+from editar.evaluation.judges import Missing, try_judge
 from editar.evaluation.perceptual import ClipSimilarity, Lpips
 from editar.evaluation.pie_bench import plain_caption
 from editar.evaluation.pixels import mse, psnr, ssim

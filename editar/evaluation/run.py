@@ -1,67 +1,14 @@
-"""The whole evaluation of a checkpoint on the nano world: edit, score, write, show."""
+"""`editar.eval`: which benchmark is asked for."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-
-import numpy as np
-
 from editar.config import EvalConfig
-from editar.data.nano_world import NanoWorld, render
-from editar.data.sample import EditSample
-from editar.evaluation.generate import generate
-from editar.evaluation.nano import Summary, Verdict, judge, shuffled, summarise, table
-from editar.images import contact_sheet, save_image
-from editar.runtime.files import checksum, provenance, write_json
-from editar.sampling.pipeline import EditPipeline
-
-PROTOCOL = "nano-v1"
+from editar.evaluation.run_nano import evaluate_nano
+from editar.evaluation.run_pie import evaluate_pie
 
 
-def evaluate(cfg: EvalConfig) -> Summary:
-    """Edit `cfg.samples` held-out samples with a checkpoint, score them beside the tokenizer's ceiling."""
-    folder, checkpoint = Path(cfg.output_dir), Path(cfg.checkpoint)
-    pipeline = EditPipeline.from_pretrained(checkpoint, cfg.device, cfg.sampling)
-    world = NanoWorld("heldout", cfg.samples, pipeline.cfg.data.seed)
-    plans = [world.plan(i) for i in range(len(world))]
-    samples = [render(plan) for plan in plans]
-    instructions = [sample.instruction for sample in samples]
-    if cfg.shuffle_instructions:
-        instructions = shuffled(instructions)
-    outputs = generate(pipeline, checkpoint, samples, instructions, folder)
-    verdicts = [judge(plan, output) for plan, output in zip(plans, outputs, strict=True)]
-    ceiling = pipeline.reconstruct([sample.target for sample in samples])
-    columns = {
-        "model": summarise(verdicts),
-        "tokenizer ceiling": summarise([judge(plan, picture) for plan, picture in zip(plans, ceiling, strict=True)]),
-    }
-    result = {
-        "protocol": PROTOCOL,
-        "samples": len(samples),
-        "shuffled_instructions": cfg.shuffle_instructions,
-        "sampling": asdict(pipeline.cfg.sampling),
-        "weights_sha256": checksum(checkpoint / "model.safetensors"),
-        "made_by": provenance(),
-        "model": columns["model"].as_dict(),
-        "ceiling": columns["tokenizer ceiling"].as_dict(),
-        "rows": [asdict(verdict) for verdict in verdicts],
-    }
-    write_json(folder / "metrics.json", result)
-    save_image(sheet(samples, outputs, verdicts), folder / "grid.png")
-    print(table(columns))
-    print(f"\nmistakes: {', '.join(f'{name} {n}' for name, n in columns['model'].mistakes.items()) or 'none'}")
-    print(f"pictures: {folder / 'grid.png'} (source | target | output)   numbers: {folder / 'metrics.json'}")
-    return columns["model"]
-
-
-def sheet(samples: list[EditSample], outputs: list[np.ndarray], verdicts: list[Verdict], most: int = 32) -> np.ndarray:
-    """source | target | output, two columns of samples, a green or red bar under each; enlarged twice."""
-    cells = []
-    for sample, output, verdict in list(zip(samples, outputs, verdicts, strict=True))[:most]:
-        row = contact_sheet([[sample.source, sample.target, output]])
-        bar = np.full((3, row.shape[1], 3), (40, 160, 70) if verdict.success else (210, 50, 40), np.uint8)
-        cells.append(np.concatenate([row, bar]))
-    if len(cells) % 2:
-        cells.append(np.full_like(cells[0], 255))
-    return contact_sheet([cells[i : i + 2] for i in range(0, len(cells), 2)]).repeat(2, 0).repeat(2, 1)
+def evaluate(cfg: EvalConfig) -> None:
+    if cfg.benchmark == "pie_bench":
+        evaluate_pie(cfg)
+    else:
+        evaluate_nano(cfg)

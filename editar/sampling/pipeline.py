@@ -33,7 +33,7 @@ class EditPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str = "auto", sampling: dict[str, Any] | None = None
+        cls, path: str | Path, device: str | torch.device = "auto", sampling: dict[str, Any] | None = None
     ) -> EditPipeline:
         """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors.
 
@@ -46,7 +46,7 @@ class EditPipeline:
         cfg = to_dataclass(TrainConfig, OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
         cfg.sampling = override(cfg.sampling, sampling or {}, "sampling")
         check_sampling(cfg.sampling)
-        place = pick_device(device)
+        place = pick_device(device) if isinstance(device, str) else device
         gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
         load_gpt(gpt, folder, strict=True)
         load_vq(tokenizer, folder)

@@ -1,0 +1,135 @@
+"""Our numbers beside the paper's rows: as text, markdown, LaTeX or CSV.
+
+A result that was not made under the table's conditions is shown apart, with the reason, and takes no
+part in what is best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from editar.evaluation.paper_rows import PaperTable
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+REFERENCE = "EditAR"
+Bold = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class OurRow:
+    """A scored folder: column -> mean in the paper's unit (absent columns were not scored).
+    `incomparable` says why it must not be read against the paper's rows; "" if it may."""
+
+    method: str
+    values: dict[str, float]
+    incomparable: str = ""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text: header, then per row its cells and whether it belongs below the line."""
+
+    header: list[str]
+    rows: list[tuple[list[str], bool]]
+    notes: list[str]
+
+
+def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
+    """The paper's columns and order; best per column in bold; a line of differences under each of ours."""
+    columns = list(zip(paper.columns, paper.units, paper.better, strict=True))
+    header = ["method", *(f"{name} {ARROWS[better]} ({unit})" for name, unit, better in columns)]
+    published = [(row.method, paper.row(row.method)) for row in paper.rows]
+    own: list[dict[str, float | None]] = [{**row.values} for row in ours if not row.incomparable]
+    fair = [*(values for _, values in published), *own]
+    best = {name: _best([values.get(name) for values in fair], better) for name, _, better in columns}
+
+    def cells(values: dict[str, float | None], compete: bool) -> list[str]:
+        return [
+            bold(_number(values.get(name))) if compete and values.get(name) == best[name] else _number(values.get(name))
+            for name in paper.columns
+        ]
+
+    rows = [([method, *cells(values, True)], False) for method, values in published]
+    reference = paper.row(REFERENCE)
+    notes = []
+    for row in ours:
+        marker = " *" if row.incomparable else ""
+        values: dict[str, float | None] = dict(row.values)
+        rows.append(([row.method + marker, *cells(values, not row.incomparable)], True))
+        gaps = [_gap(values.get(name), reference[name]) for name in paper.columns]
+        rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
+        if row.incomparable:
+            notes.append(f"* {row.method} is not comparable with the paper's rows: {row.incomparable}")
+    return Cells(header, rows, notes)
+
+
+def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """For a terminal; the best value of a column is marked with a `!`."""
+    cells = layout(paper, ours, lambda value: f"{value}!")
+    widths = [max(len(row[k]) for row in [cells.header, *(r for r, _ in cells.rows)]) for k in range(len(cells.header))]
+
+    def line(row: list[str]) -> str:
+        return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])  # noqa: B905
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    published = [line(row) for row, below in cells.rows if not below]
+    own = [line(row) for row, below in cells.rows if below]
+    return "\n".join([line(cells.header), rule, *published, rule, *own, *cells.notes])
+
+
+def markdown_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    cells = layout(paper, ours, lambda value: f"**{value}**")
+    lines = [cells.header, ["---"] * len(cells.header), *(row for row, _ in cells.rows)]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), *(f"\n{note}" for note in cells.notes)])
+
+
+def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """A booktabs tabular."""
+    cells = layout(paper, ours, lambda value: rf"\textbf{{{value}}}")
+    arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "%": r"\%", "_": r"\_"}
+
+    def line(row: list[str]) -> str:
+        joined = " & ".join(row)
+        for sign, command in arrows.items():
+            joined = joined.replace(sign, command)
+        return joined + r" \\"
+
+    published = [line(row) for row, below in cells.rows if not below]
+    own = [line(row) for row, below in cells.rows if below]
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(cells.header) - 1)}}}", r"\toprule", line(cells.header), r"\midrule"]
+    return "\n".join(
+        [*top, *published, r"\midrule", *own, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in cells.notes)]
+    )
+
+
+def csv_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """method, comparable, then the columns in the paper's unit, all digits; no differences."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "comparable", *paper.columns])
+    for row in paper.rows:
+        writer.writerow([row.method, "paper", *row.values])
+    for our in ours:
+        comparable = "no" if our.incomparable else "yes"
+        writer.writerow([our.method, comparable, *(our.values.get(name) for name in paper.columns)])
+    return buffer.getvalue()
+
+
+FORMATS = {"txt": text_table, "md": markdown_table, "tex": latex_table, "csv": csv_table}
+
+
+def _best(values: list[float | None], better: str) -> float | None:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return (max if better == "higher" else min)(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "nan" if math.isnan(value) else f"{value:.2f}"
+
+
+def _gap(value: float | None, reference: float | None) -> str:
+    return "-" if value is None or reference is None or math.isnan(value) else f"{value - reference:+.2f}"
