@@ -146,7 +146,7 @@ def provenance() -> dict[str, str]:
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
