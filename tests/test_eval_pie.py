@@ -104,8 +104,11 @@ def test_two_processes_share_the_editing(tiny_run: Path, tmp_path: Path) -> None
     settings = ["benchmark=pie_bench", f"root={GOLDEN / 'data'}", f"checkpoint={tiny_run}", "stage=generate"]
     done = run_module("editar.eval", f"output_dir={two}", *settings, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    for path in (one / "images").rglob("*.png"):
-        assert (two / "images" / path.relative_to(one / "images")).read_bytes() == path.read_bytes()
+    files = sorted(path.relative_to(one) for path in (one / "images").rglob("*.png"))
+    assert files == sorted(path.relative_to(two) for path in (two / "images").rglob("*.png"))
+    for file in files:  # the same codes; decoded in other batches, a grey level may round the other way
+        a, b = (np.asarray(Image.open(folder / file)).astype(int) for folder in (one, two))
+        assert np.abs(a - b).max() <= 2
 
 
 def test_missing_and_extra_results_are_counted(tmp_path: Path) -> None:

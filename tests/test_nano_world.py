@@ -111,3 +111,9 @@ def test_bystanders_and_wrong_objects_where_there_are_several() -> None:
     world = NanoWorld("heldout", 400)
     plan = next(p for i in range(0, 400, 8) for p in [world.plan(i)] if len(p.source.shapes) > 1)
     assert {"wrong object", "damage"} <= {name for name, _ in counterfactuals(plan)}
+
+
+def test_scenes_can_be_kept_small() -> None:
+    easy = NanoWorld("train", 80, most_shapes=1)
+    assert {len(easy.plan(i).source.shapes) for i in range(80)} == {1}
+    assert {len(NanoWorld("train", 80).plan(i).source.shapes) for i in range(80)} == {1, 2, 3}

@@ -61,6 +61,7 @@ class NanoDataConfig:
     train_samples: int = 20000
     heldout_samples: int = 256
     seed: int = 0
+    most_shapes: int = 3  # in a training scene before an edit; fewer are learnt sooner
 
 
 @dataclass
@@ -75,7 +76,7 @@ class DataConfig(NanoDataConfig):
     max_bad_share: float = 0.01  # more unreadable rows than this stop the run
 
     def check(self) -> None:
-        for key in ("train_samples", "heldout_samples"):
+        for key in ("train_samples", "heldout_samples", "most_shapes"):
             check_positive(f"data.{key}", getattr(self, key))
         for name, source in self.sources.items():
             source.check(name)

@@ -79,10 +79,10 @@ class Plan:
 class NanoWorld(Dataset[EditSample]):
     """`world[i]` is EditSample i of a split; `world.plan(i)` is the scenes behind it."""
 
-    def __init__(self, split: str, samples: int, seed: int = 0) -> None:
+    def __init__(self, split: str, samples: int, seed: int = 0, most_shapes: int = 3) -> None:
         if split not in ("train", "heldout"):
             raise ValueError(f"split {split!r} is not train or heldout")
-        self.split, self.samples, self.seed = split, samples, seed
+        self.split, self.samples, self.seed, self.most_shapes = split, samples, seed, most_shapes
 
     def __len__(self) -> int:
         return self.samples
@@ -94,7 +94,7 @@ class NanoWorld(Dataset[EditSample]):
         task = TASKS[index % len(TASKS)]
         heldout = self.split == "heldout"
         while True:
-            plan = _draw_plan(rng, task, f"{self.split}-{index:06d}", heldout)
+            plan = _draw_plan(rng, task, f"{self.split}-{index:06d}", heldout, self.most_shapes)
             if plan is not None and plan.source.heldout == heldout and plan.target.heldout == heldout:
                 return plan
 
@@ -115,9 +115,9 @@ def _draw_background(rng: random.Random, heldout: bool, kinds: tuple[str, ...]) 
     return Background(kind, tuple(names))
 
 
-def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], fewest: int = 1) -> Scene | None:
+def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], most_shapes: int) -> Scene | None:
     """1-3 shapes that differ in colour and in kind and do not touch; None when they do."""
-    count = rng.choice((1, 2, 2, 3)) if fewest == 1 else rng.choice((2, 2, 3))
+    count = min(most_shapes, rng.choice((1, 2, 2, 3)))
     names = rng.sample(ns.KINDS, count)
     colours = rng.sample(tuple(ns.COLOURS), count)
     nears = rng.sample((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), count)
@@ -130,11 +130,11 @@ def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], fewes
     return Scene(tuple(shapes), _draw_background(rng, heldout, kinds))
 
 
-def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool) -> Plan | None:
+def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, most_shapes: int) -> Plan | None:
     kinds = ("plain", "plain", "gradient") * 2
     if task in EDITS:
         kinds = (*kinds[:-1], "photo")
-    scene = _draw_scene(rng, heldout, kinds)
+    scene = _draw_scene(rng, heldout, kinds, most_shapes)
     if scene is None:
         return None
     index = rng.randrange(len(scene.shapes))
@@ -277,14 +277,14 @@ def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:
 
 
 def _extra_objects(scene: Scene) -> list[tuple[str, Scene]]:
-    """A shape nobody asked for, of any colour at any free place (circles stand for all kinds)."""
-    added = []
-    for cell in range(9):
-        for colour in ns.COLOURS:
-            shape = Shape("circle", colour, *_centre(cell), ns.RADII[0], 0.75)
-            if not any(shape.overlaps(other) for other in scene.shapes):
-                added.append(("extra object", replace(scene, shapes=(*scene.shapes, shape))))
-    return added
+    """A shape nobody asked for, of any colour at any free place. Circles stand for the other full
+    shapes; a star covers so little that a picture with one is nearer to none than to a circle."""
+    places = [_centre(cell) for cell in range(9)]
+    extra = [
+        Shape(kind, name, *at, ns.RADII[0], 0.75) for at in places for name in ns.COLOURS for kind in ("circle", "star")
+    ]
+    free = [shape for shape in extra if not any(shape.overlaps(other) for other in scene.shapes)]
+    return [("extra object", replace(scene, shapes=(*scene.shapes, shape))) for shape in free]
 
 
 def _other_backgrounds(scene: Scene) -> list[tuple[str, Scene]]:

@@ -172,8 +172,8 @@ class Source:
         self.table: Any = None  # stays None where only the codes are at hand
         if cfg.kind == "nano":
             splits = [("train", data.train_samples), ("heldout", self.heldout)]
-            self.table = ConcatDataset([NanoWorld(split, size, data.seed) for split, size in splits])
-            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}"
+            self.table = ConcatDataset([NanoWorld(split, size, data.seed, data.most_shapes) for split, size in splits])
+            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}-{data.most_shapes}"
             self.size = data.train_samples
             return
         try:
