@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ROOT, run_module
+from omegaconf import OmegaConf
 
 from editar.config import ConfigError, EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
 from editar.runtime.entry import load_config
@@ -23,7 +24,9 @@ def test_every_experiment_composes(name: str) -> None:
 @pytest.mark.parametrize("group", ["gpt", "rope", "text", "teacher"])
 def test_every_choice_composes(group: str) -> None:
     for file in sorted((ROOT / "configs" / group).glob("*.yaml")):
-        compose_train("experiment=editar_xl", f"{group}={file.stem}")
+        chosen = getattr(compose_train("experiment=editar_xl", f"{group}={file.stem}"), group)
+        written = OmegaConf.to_container(OmegaConf.load(file))
+        assert {key: getattr(chosen, key) for key in written} == written, file
 
 
 def test_editar_xl_is_the_paper() -> None:

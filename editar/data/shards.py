@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from editar.runtime.files import DataError, one_line
 
 
-class Shard:
+class Shard(ABC):
     """An open file as groups of rows; group g begins at row `starts[g]`."""
 
     path: Path
@@ -26,8 +27,9 @@ class Shard:
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"{self.path}: cannot be read ({one_line(error)}); get the file anew") from None
 
+    @abstractmethod
     def _read(self, group: int, columns: list[str]) -> pa.Table | pa.RecordBatch:
-        raise NotImplementedError
+        """The named columns, with whatever pyarrow raises."""
 
     def group_bytes(self, group: int) -> int:
         """Bytes that have to be read for one row of the group."""
