@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from editar.config import ConfigError, EvalConfig
 from editar.evaluation.benchmark import BenchmarkError
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.run import evaluate
+from editar.evaluation.scores import load_evaluation
 from editar.evaluation.tables import OurRow, latex_table, layout, markdown_table, text_table
 from editar.runtime.entry import load_config
 
@@ -41,19 +41,20 @@ def test_anybodys_folder_gives_the_official_numbers(scored: Path) -> None:
     scores = json.loads((scored / "scores.json").read_text())
     expected = json.loads((GOLDEN / "expected.json").read_text())["per_image"]
     units = {"psnr": 1.0, "mse": 1e4, "ssim": 1e2}
-    for row in scores["rows"]:
+    method = scores["methods"]["tiny-editor"]
+    for row in method["rows"]:
         official = expected[row["id"]]["metrics_raw"]
-        for name in units:
+        for name, scale in units.items():
             value = official[f"{name}_unedit_part"]
-            assert math.isnan(row[name]) if value == "nan" else row[name] == pytest.approx(value, rel=1e-4)
-    for name, scale in units.items():
-        known = [row[name] for row in scores["rows"] if not math.isnan(row[name])]
-        assert scores["mean"][name]["mean"] == pytest.approx(scale * np.mean(known))
-        assert scores["mean"][name]["excluded"] == 6 - len(known)
+            assert row[name] is None if value == "nan" else row[name] == pytest.approx(scale * value, rel=1e-4)
+    for name in units:
+        known = [row[name] for row in method["rows"] if row[name] is not None]
+        assert method["mean"][name]["mean"] == pytest.approx(np.mean(known))
+        assert method["mean"][name]["excluded"] == 6 - len(known)
     assert scores["protocol"] == "pnpinversion-v1"
     assert set(scores["missing_columns"]) == {"structure", "lpips", "clip_whole", "clip_edited"}
-    assert "add object" in scores["by_edit_type"]
-    assert "natural animal" in scores["by_category"]
+    assert "add object" in method["by"]["edit type"]
+    assert "natural animal" in method["by"]["category"]
 
 
 def test_six_pictures_are_not_called_the_papers_table(scored: Path) -> None:
@@ -84,9 +85,9 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
 def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(config(out, f"checkpoint={tiny_run}"))
-    scores = json.loads((out / "scores.json").read_text())
-    assert scores["why_not"][1] == "edited at 64 px, enlarged to 512"
-    assert len(scores["generated_with"]["weights_sha256"]) == 64
+    ours = json.loads((out / "scores.json").read_text())["methods"]["ours"]
+    assert ours["why_not"][1] == "edited at 64 px, enlarged to 512"
+    assert len(ours["generated_with"]["weights_sha256"]) == 64
     files = sorted(path for path in (out / "images").rglob("*.png"))
     before = {path: path.read_bytes() for path in files}
     assert len(files) == 6 and Image.open(files[0]).size == (512, 512)
@@ -111,19 +112,46 @@ def test_two_processes_share_the_editing(tiny_run: Path, tmp_path: Path) -> None
         assert np.abs(a - b).max() <= 2
 
 
-def test_missing_and_extra_results_are_counted(tmp_path: Path) -> None:
+def test_several_methods_are_compared_picture_by_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of them by a JSON map, one in the official layout with pictures glued to strips."""
+    map = tmp_path / "map.json"
+    mapping = json.loads((GOLDEN / "data" / "mapping_file.json").read_text())
+    same = {id: str(GOLDEN / "data" / "annotation_images" / entry["image_path"]) for id, entry in mapping.items()}
+    map.write_text(json.dumps(same))
+    for id, entry in mapping.items():
+        strip = Image.new("RGB", (1024, 512))
+        strip.paste(Image.open(same[id]), (512, 0))
+        file = (tmp_path / "strips" / "annotation_images" / entry["image_path"]).with_suffix(".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        strip.save(file)
+    out = tmp_path / "out"
+    results = f"results={{tiny: {RESULTS}, source: {map}, strips: {tmp_path / 'strips'}}}"
+    evaluate(config(out, "stage=score", results))
+    scores = load_evaluation(out)
+    assert [method.method for method in scores.methods] == ["tiny", "source", "strips"]
+    assert scores.means(scores.methods[1])["mse"].mean == 0
+    paired = scores.paired()
+    assert paired["source"] == paired["strips"]
+    assert paired["source"]["mse"].wins == 5 and paired["source"]["mse"].difference.excluded == 1
+    assert "picture by picture against tiny" in capsys.readouterr().out
+    text = (out / "table1.txt").read_text()
+    assert all(f"{name} *" in text for name in ("tiny", "source", "strips"))
+
+
+def test_damaged_scores_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"stage=score. writes it"):
+        load_evaluation(tmp_path)
+    (tmp_path / "scores.json").write_text('{"benchmark": "pie_bench"}')
+    with pytest.raises(BenchmarkError, match=r"not a scores.json of this version"):
+        load_evaluation(tmp_path)
+
+
+def test_results_that_do_not_fit_stop_before_scoring(tmp_path: Path) -> None:
     copy = tmp_path / "results"
     shutil.copytree(RESULTS, copy)
-    victim = next(copy.rglob("221000000002.jpg"))
-    victim.rename(tmp_path / "kept.jpg")
+    next(copy.rglob("221000000002.jpg")).unlink()
     with pytest.raises(BenchmarkError, match=r"1 of 6 results are missing, first 2_add_object_80.*221000000002"):
         evaluate(config(tmp_path / "a", "stage=score", f"results={copy}"))
-    (tmp_path / "kept.jpg").rename(victim)
-    shutil.copy(victim, victim.with_name("999.jpg"))
-    with pytest.raises(BenchmarkError, match=r"1 files belong to no picture of the benchmark, first .*999\.jpg"):
-        evaluate(config(tmp_path / "b", "stage=score", f"results={copy}"))
-    with pytest.raises(BenchmarkError, match="no such folder; make it with stage=generate"):
-        evaluate(config(tmp_path / "c", "stage=score"))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +161,8 @@ def test_missing_and_extra_results_are_counted(tmp_path: Path) -> None:
         (["stage=all"], "stage=all needs checkpoint=FOLDER"),
         (["results=x", "checkpoint=y"], "results=x is scored, not generated: give stage=score"),
         (["stage=paint"], "stage=paint is not one of all, generate, score"),
+        (["stage=score", "results=[1]"], r"results=\[1\] must be a path or {name: path"),
+        (["prompt=draw"], "must hold one {} for the caption"),
         (["benchmark=nano", "stage=score", "root=null"], "benchmark=nano runs as a whole"),
     ],
 )

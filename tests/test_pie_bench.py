@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editar.evaluation.benchmark import BenchmarkError, absent
+from editar.evaluation.benchmark import BenchmarkError
 from editar.evaluation.pie_bench import (
     decode_mask,
     incomplete,
@@ -18,7 +18,6 @@ from editar.evaluation.pie_bench import (
     load_result,
     load_source,
     plain_caption,
-    result_path,
 )
 from editar.images import ImageError
 from editar.runtime.entry import user_errors
@@ -94,37 +93,23 @@ def test_even_an_empty_run_marks_the_frame() -> None:
 
 
 def test_of_a_strip_the_bottom_right_counts(tmp_path: Path) -> None:
-    item = load_items(write_benchmark(tmp_path / "data"))[0]
     strip = Image.new("RGB", (1536, 512))
     strip.paste((200, 10, 10), (1024, 0, 1536, 512))
-    path = (tmp_path / "out" / PATH).with_suffix(".png")
-    path.parent.mkdir(parents=True)
-    strip.save(path)
-    assert result_path(tmp_path / "out", item) == path  # another suffix than the source's
-    assert (load_result(tmp_path / "out", item) == (200, 10, 10)).all()
-
-
-def test_results_may_lie_under_annotation_images(tmp_path: Path) -> None:
-    item = load_items(write_benchmark(tmp_path / "data"))[0]
-    write_picture(tmp_path / "out" / "annotation_images" / PATH)
-    assert load_result(tmp_path / "out", item).shape == (512, 512, 3)
+    strip.save(tmp_path / "strip.png")
+    assert (load_result(tmp_path / "strip.png") == (200, 10, 10)).all()
 
 
 def test_bad_results(tmp_path: Path) -> None:
-    item, out = load_items(write_benchmark(tmp_path / "data"))[0], tmp_path / "out"
-    with pytest.raises(BenchmarkError, match="no such result"):
-        load_result(out, item)
-    assert absent(out, [PATH]) == [PATH]
-    write_picture(out / PATH, (256, 256))
+    file = tmp_path / "result.jpg"
+    write_picture(file, (256, 256))
     with pytest.raises(BenchmarkError, match="256x256, this benchmark is scored at 512x512"):
-        load_result(out, item)
-    write_picture(out / PATH, (300, 900))
+        load_result(file)
+    write_picture(file, (300, 900))
     with pytest.raises(BenchmarkError, match="300x900"):
-        load_result(out, item)
-    assert absent(out, [PATH]) == []
-    (out / PATH).write_bytes((out / PATH).read_bytes()[:200])
+        load_result(file)
+    file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ImageError, match="not a readable image"):
-        load_result(out, item)
+        load_result(file)
 
 
 # --- what is not PIE-Bench ------------------------------------------------------------------------

@@ -136,13 +136,16 @@ class EditConfig:
 
 @dataclass
 class EvalConfig:
-    """`python -m editar.eval`: edit a benchmark with a checkpoint and score it, or score anybody's folder.
+    """`python -m editar.eval`: edit a benchmark with a checkpoint and score it, or score anybody's pictures.
 
-    benchmark  `nano` (the procedural world) or `pie_bench` (Tables 1 and 3)
-    root       the benchmark's folder; pie_bench: the one that holds mapping_file.json
+    benchmark  `nano` (the procedural world), `pie_bench` (Tables 1 and 3), or for Table 2
+               `depth`, `canny`, `cocostuff`
+    root       the benchmark's folder; pie_bench: the one that holds mapping_file.json; Table 2: the
+               validation set's table
     stage      `generate` edits into output_dir/images (restartable, shared by the ranks of torchrun),
                `score` scores what is there, `all` does both
-    results    score the pictures of this folder instead, named as the benchmark's sources
+    results    score these pictures instead: a folder or a JSON map {id: file}, or several as
+               '{name: FOLDER, other: FILE.json}'
     method     what the tables call the result
     """
 
@@ -151,10 +154,14 @@ class EvalConfig:
     benchmark: str = "nano"
     root: str | None = None
     stage: str = "all"
-    results: str | None = None
+    results: Any = None
     method: str = "ours"
     samples: int = 240  # nano
     shuffle_instructions: bool = False  # nano
+    protocol: str = "editar"  # Table 2: editar | controlnet++
+    prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
+    rows: int | None = None  # Table 2: only the first rows, not comparable
+    fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in output_dir
     score_batch: int = 16
     num_workers: int = 2
     device: str = "auto"
@@ -162,10 +169,14 @@ class EvalConfig:
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:
-        check_choice("benchmark", self.benchmark, ("nano", "pie_bench"))
+        check_choice("benchmark", self.benchmark, ("nano", "pie_bench", "depth", "canny", "cocostuff"))
         check_choice("stage", self.stage, ("all", "generate", "score"))
-        check_positive("samples", self.samples)
-        check_positive("score_batch", self.score_batch)
+        check_choice("protocol", self.protocol, ("editar", "controlnet++"))
+        for key in ("samples", "score_batch", "rows"):
+            if getattr(self, key) is not None:
+                check_positive(key, getattr(self, key))
+        if self.prompt is not None and self.prompt.count("{}") != 1:
+            raise ConfigError(f"prompt={self.prompt!r} must hold one {{}} for the caption")
         if self.benchmark == "nano" and (self.stage != "all" or self.results):
             raise ConfigError("benchmark=nano runs as a whole: leave stage=all and results=null")
         if self.benchmark != "nano" and not self.root:
@@ -174,3 +185,14 @@ class EvalConfig:
             raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
         if self.stage != "score" and not self.checkpoint:
             raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER")
+        self.named_results()
+
+    def named_results(self) -> dict[str, str]:
+        """Method -> folder or JSON map to score. Raises ConfigError."""
+        if self.results is None:
+            return {self.method: f"{self.output_dir}/images"}
+        if isinstance(self.results, str):
+            return {self.method: self.results}
+        if isinstance(self.results, dict) and all(isinstance(value, str) for value in self.results.values()):
+            return {str(name): value for name, value in self.results.items()}
+        raise ConfigError(f"results={self.results} must be a path or {{name: path, ...}}")

@@ -28,17 +28,6 @@ def find_picture(folder: Path, relative: str) -> Path:
     raise BenchmarkError(f"{path}: no such result, nor one with {', '.join(SUFFIXES[:4])}")
 
 
-def absent(folder: Path, relatives: list[str]) -> list[str]:
-    """Those of `relatives` for which `find_picture` would fail."""
-    missing = []
-    for relative in relatives:
-        try:
-            find_picture(folder, relative)
-        except BenchmarkError:
-            missing.append(relative)
-    return missing
-
-
 def load_square(path: Path, size: int) -> np.ndarray:
     """An RGB picture that must be size x size -> (size, size, 3) uint8.
 

@@ -8,47 +8,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from editar.config import ConfigError
+from editar.evaluation.editor import Editor
 from editar.images import resize_and_crop, save_image
 from editar.runtime.distributed import World
-from editar.runtime.files import checksum, write_json
-from editar.sampling.pipeline import EditPipeline
+from editar.runtime.files import write_json
 
 
 @dataclass(frozen=True)
 class EditJob:
     """One edit. `id` chooses its random numbers, `name` its file below images/ (without suffix);
-    `source()` opens the picture; `size` is the side of the result."""
+    `source()` opens the picture; `size` is the side of the result. `caption` describes the wanted
+    picture, for editors that read no instruction."""
 
     id: str
     name: str
     instruction: str
+    caption: str
     source: Callable[[], np.ndarray]
     size: int
 
 
-def generate(pipeline: EditPipeline, checkpoint: Path, jobs: list[EditJob], folder: Path, world: World) -> list[Path]:
+def generate(editor: Editor, jobs: list[EditJob], folder: Path, world: World) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order."""
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
+    texts = [getattr(job, editor.reads) for job in jobs]
     if world.is_main:
-        claim(folder, manifest(pipeline, checkpoint, jobs))
+        claim(folder, manifest(editor, jobs, texts))
     world.barrier()
     todo = [i for i, file in enumerate(files) if not file.is_file()]
     world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
     mine = todo[world.rank :: world.size]
-    size = pipeline.cfg.sampling.batch_size
     with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not world.is_main) as bar:
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            sources = [fit(jobs[i].source(), pipeline.cfg.image_size) for i in part]
-            outputs = pipeline.edit_arrays(sources, [jobs[i].instruction for i in part], [jobs[i].id for i in part])
+        for start in range(0, len(mine), editor.batch):
+            part = mine[start : start + editor.batch]
+            sources = [fit(jobs[i].source(), editor.size) for i in part]
+            outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
                 save_image(fit(output, jobs[i].size), files[i])
             bar.update(len(part))
@@ -61,13 +64,9 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
 
 
-def manifest(pipeline: EditPipeline, checkpoint: Path, jobs: list[EditJob]) -> dict[str, object]:
-    return {
-        "weights_sha256": checksum(checkpoint / "model.safetensors"),
-        "image_size": pipeline.cfg.image_size,
-        "sampling": {k: v for k, v in asdict(pipeline.cfg.sampling).items() if k != "batch_size"},
-        "instructions": {job.id: job.instruction for job in jobs},
-    }
+def manifest(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str, object]:
+    instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
+    return editor.describe() | {"image_size": editor.size, "instructions": instructions}
 
 
 def claim(folder: Path, wanted: dict[str, object]) -> None:
@@ -83,3 +82,11 @@ def claim(folder: Path, wanted: dict[str, object]) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is in use and holds no manifest.json; choose another output_dir")
     write_json(file, wanted)
+
+
+def generated_with(folder: Path) -> dict[str, Any] | None:
+    """The manifest of our own results, without the instructions; None for anybody else's."""
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return None
+    return {key: value for key, value in json.loads(file.read_text()).items() if key != "instructions"}

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from editar.evaluation.benchmark import BenchmarkError, find_picture, load_square
+from editar.evaluation.benchmark import BenchmarkError, load_square
 from editar.images import load_image
 
 PROTOCOL = "pnpinversion-v1"
@@ -184,18 +184,11 @@ def load_source(root: str | Path, item: PieItem) -> np.ndarray:
     return load_square(Path(root) / PICTURES / item.path, SIZE)
 
 
-def result_path(folder: str | Path, item: PieItem) -> Path:
-    """Where a method's result lies: FOLDER/[annotation_images/]<path of the source>, any suffix."""
-    folder = Path(folder)
-    return find_picture(folder / PICTURES if (folder / PICTURES).is_dir() else folder, item.path)
-
-
-def load_result(folder: str | Path, item: PieItem) -> np.ndarray:
+def load_result(path: Path) -> np.ndarray:
     """A method's result, (512, 512, 3) uint8; of a strip of pictures the bottom-right one counts.
 
-    Raises BenchmarkError for a missing or too small picture, ImageError for a damaged one.
+    Raises BenchmarkError for a picture that is too small, ImageError for a damaged one.
     """
-    path = result_path(folder, item)
     image = load_image(path)
     width, height = image.size
     if width == height or min(width, height) < SIZE:

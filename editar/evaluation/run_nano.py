@@ -12,6 +12,7 @@ from PIL import Image
 from editar.config import EvalConfig
 from editar.data.nano_world import NanoWorld, render
 from editar.data.sample import EditSample
+from editar.evaluation.editor import ModelEditor
 from editar.evaluation.generate import EditJob, generate
 from editar.evaluation.nano import Summary, Verdict, judge, shuffled, summarise, table
 from editar.images import contact_sheet, save_image
@@ -37,10 +38,17 @@ def evaluate_nano(cfg: EvalConfig) -> Summary | None:
         if cfg.shuffle_instructions:
             instructions = shuffled(instructions)
         jobs = [
-            EditJob(sample.id, sample.id, text, partial(np.asarray, sample.source), len(sample.source))
+            EditJob(
+                sample.id,
+                sample.id,
+                text,
+                sample.target_caption,
+                partial(np.asarray, sample.source),
+                len(sample.source),
+            )
             for sample, text in zip(samples, instructions, strict=True)
         ]
-        files = generate(pipeline, checkpoint, jobs, folder, ranks)
+        files = generate(ModelEditor(pipeline, checkpoint), jobs, folder, ranks)
     if not ranks.is_main:
         return None
     outputs = [np.asarray(Image.open(file)) for file in files]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from editar.evaluation.perceptual import Lpips
 from editar.evaluation.pie_bench import PieItem, load_items, load_result, load_source, plain_caption
 from editar.evaluation.pie_metrics import COLUMNS, background, grey_levels, to_unit
+from editar.evaluation.results import Results
 from editar.evaluation.statistics import mean_of
 from editar.evaluation.structure import StructureDistance, dino_vitb8, self_similarity
 from editar.parity.checks import Check, Entries, Golden, Skipped
@@ -65,10 +66,10 @@ class Pictures:
 
     def __init__(self, golden: Golden) -> None:
         self.device = golden.device
-        output = golden.folder / "output" / "tiny-editor"
+        output = Results(golden.folder / "output" / "tiny-editor")
         self.items: dict[str, PieItem] = {item.id: item for item in load_items(golden.folder / "data")}
         self.sources = {id: load_source(golden.folder / "data", item) for id, item in self.items.items()}
-        self.results = {id: load_result(output, item) for id, item in self.items.items()}
+        self.results = {id: load_result(output.path(id, item.path)) for id, item in self.items.items()}
         self.masks = {id: item.mask() for id, item in self.items.items()}
 
     def keep(self, id: str, region: str) -> np.ndarray:
