@@ -1,7 +1,8 @@
 """`make demo`: edit with the reference checkpoint, train a model from scratch, score both, draw a report.
 
-Everything goes through the code that runs the real thing: the entries' `train_tokenizer`, `train` and
-`EditPipeline`. Writes report.html, grid.png and metrics.json into --out.
+Everything goes through the code that runs the real thing: the entries' `train_tokenizer`, `train`,
+`EditPipeline` and, at the end, `editar.eval benchmark=pie_bench` on held-out samples in PIE-Bench's
+layout. Writes report.html, grid.png, metrics.json and pie_bench/ into --out.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editar.config import TokenizerTrainConfig, TrainConfig, override
+from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, override
 from editar.data.nano_world import NanoWorld, Plan, render
 from editar.data.sample import EditSample
 from editar.evaluation.nano import Summary, judge, shuffled, summarise, table
+from editar.evaluation.nano_export import export_pie_bench
 from editar.evaluation.report import Column, loss_curves, sweep_curve, task_bars, write_report
+from editar.evaluation.run import evaluate
 from editar.evaluation.run_nano import PROTOCOL, sheet
 from editar.images import save_image
 from editar.model.gpt import GPT
@@ -87,11 +90,20 @@ def train_from_scratch(out: Path, tokenizer_steps: int, gpt_steps: int) -> Path:
     )
 
 
+def score_as_pie_bench(checkpoint: Path, out: Path, count: int) -> None:
+    """The evaluator of Tables 1 and 3 on `count` nano edits; prints Table 1."""
+    shutil.rmtree(out, ignore_errors=True)
+    root = export_pie_bench(out / "benchmark", count)
+    overrides = ["benchmark=pie_bench", f"root={root}", f"checkpoint={checkpoint}", f"output_dir={out / 'scores'}"]
+    evaluate(load_config(EvalConfig, "eval", overrides))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
+    parser.add_argument("--pie-samples", type=int, default=20, help="of them, in PIE-Bench's layout")
     parser.add_argument("--tokenizer-steps", type=int, default=230)
     parser.add_argument("--gpt-steps", type=int, default=440)
     args = parser.parse_args(argv)
@@ -100,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     bench = Bench(args.samples)
     summaries: dict[str, Summary] = {}
 
-    say("== 1/3 the reference checkpoint ==")
+    say("== 1/4 the reference checkpoint ==")
     reference = EditPipeline.from_pretrained(args.reference)
     shown, summaries["reference"] = bench.score(reference, "reference")
     _, summaries["shuffled text"] = bench.score(reference, "shuffled", shuffle=True)
@@ -108,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     few = Bench(args.samples * 2 // 5)
     sweep = {scale: few.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
 
-    say("== 2/3 from scratch ==")
+    say("== 2/4 from scratch ==")
     run_folder = train_from_scratch(args.out / "scratch", args.tokenizer_steps, args.gpt_steps)
     scratch = EditPipeline.from_pretrained(run_folder)
     scratch_shown, summaries["from scratch"] = bench.score(scratch, "from scratch")
@@ -116,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     untrained = EditPipeline(scratch.cfg, GPT(scratch.cfg.gpt).eval(), scratch.tokenizer, scratch.text)
     _, summaries["untrained"] = bench.score(untrained, "untrained")
 
-    say("== 3/3 report ==")
+    say("== 3/4 report ==")
     minutes = duration(time.perf_counter() - started)
     write_json(
         args.out / "metrics.json",
@@ -154,6 +166,10 @@ def main(argv: list[str] | None = None) -> None:
         args.out / "report.html", "EditAR nano demo", intro, summaries, bench.samples, [shown, scratch_shown], plots
     )
     print(table(summaries))
+
+    say("== 4/4 the paper's evaluator on nano edits ==")
+    score_as_pie_bench(args.reference, args.out / "pie_bench", args.pie_samples)
+    minutes = duration(time.perf_counter() - started)
     print(
         f"\n{minutes} in all. Look at {args.out / 'report.html'} and {args.out / 'grid.png'}; "
         f"numbers in {args.out / 'metrics.json'}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_judges import write_depth_judge, write_hub_segmenter
 
 from editar.config import ConfigError
 from editar.evaluation.benchmark import BenchmarkError
@@ -129,28 +130,7 @@ def test_labels_of_pictures() -> None:
 
 
 def test_hub_segmenter_is_not_comparable(tmp_path: Path) -> None:
-    from transformers import (
-        DetrConfig,
-        MaskFormerConfig,
-        MaskFormerForInstanceSegmentation,
-        MaskFormerImageProcessor,
-        ResNetConfig,
-    )
-
-    backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1],
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    decoder = DetrConfig(
-        d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        encoder_attention_heads=2, decoder_attention_heads=2, num_queries=6, use_timm_backbone=False,
-        use_pretrained_backbone=False, backbone_config=backbone,
-    )  # fmt: skip
-    config = MaskFormerConfig(
-        backbone_config=backbone, decoder_config=decoder, num_labels=171, fpn_feature_size=32, mask_feature_size=32
-    )
-    MaskFormerForInstanceSegmentation(config).save_pretrained(tmp_path)
-    MaskFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    write_hub_segmenter(tmp_path)
     judge = load_segmenter(str(tmp_path), CPU)
     assert isinstance(judge, HubSegmenter)
     assert not judge.comparable
@@ -159,14 +139,7 @@ def test_hub_segmenter_is_not_comparable(tmp_path: Path) -> None:
 
 
 def test_depth_judge(tmp_path: Path) -> None:
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
-    config = DPTConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=64, patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
-    )  # fmt: skip
-    DPTForDepthEstimation(config).save_pretrained(tmp_path)
-    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    write_depth_judge(tmp_path)
     depth = DepthJudge.load(str(tmp_path), CPU)(np.zeros((2, 96, 96, 3), np.uint8))
     assert depth.shape == (2, 64, 64)
     assert depth.dtype == np.float32

@@ -161,7 +161,7 @@ class EvalConfig:
     protocol: str = "editar"  # Table 2: editar | controlnet++
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
     rows: int | None = None  # Table 2: only the first rows, not comparable
-    fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in output_dir
+    fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
     score_batch: int = 16
     num_workers: int = 2
     device: str = "auto"

@@ -13,14 +13,15 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from editar.evaluation.benchmark import BenchmarkError
+from editar.evaluation.benchmark import BenchmarkError, load_square
 from editar.runtime.files import CheckpointError, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
@@ -30,7 +31,7 @@ SIZE = 512
 @dataclass(frozen=True)
 class FidStatistics:
     """Mean (C,) and covariance (C, C) of `count` pictures' features, float64. `pictures` and
-    `network` are SHA-256 sums of what they were made from."""
+    `network` say what they were made from: a fingerprint and a SHA-256 sum."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -42,7 +43,7 @@ class FidStatistics:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.part.npz")
-        np.savez(partial, **vars(self))
+        np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
         os.replace(partial, path)
 
     @classmethod
@@ -54,6 +55,13 @@ class FidStatistics:
                 return cls(*arrays, int(file["count"]), str(file["pictures"]), str(file["network"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise BenchmarkError(f"{path}: not a file of FID statistics ({error}); remove it") from None
+
+    @cached_property
+    def half(self) -> np.ndarray:
+        """(C, R): half @ half.T is the covariance, whose rank R few pictures keep small."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        kept = values > values[-1] * 1e-14
+        return vectors[:, kept] * np.sqrt(values[kept])
 
 
 class Inception:
@@ -78,82 +86,102 @@ class Inception:
         return self.network(pictures)
 
 
+class PictureFiles(Dataset[np.ndarray]):
+    """Picture files in their given order. Raises BenchmarkError for one that is not size x size
+    (another size changes FID) and ImageError for one that is damaged."""
+
+    def __init__(self, files: Sequence[Path], size: int = SIZE) -> None:
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return load_square(self.files[index], self.size)
+
+
+class _Resized(Dataset[torch.Tensor]):
+    """clean-fid's "clean" resizing: (H, W, 3) uint8 -> (3, 299, 299) float32 in 0..255."""
+
+    def __init__(self, pictures: Dataset[np.ndarray]) -> None:
+        from cleanfid.resize import build_resizer
+
+        self.pictures, self.resize = pictures, build_resizer("clean")
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.resize(self.pictures[index])).permute(2, 0, 1)
+
+
 def features(
-    files: Sequence[Path], network: Network, device: torch.device, size: int = SIZE, batch: int = 64, workers: int = 0
+    pictures: Dataset[np.ndarray], network: Network, device: torch.device, batch: int = 64, workers: int = 0
 ) -> np.ndarray:
-    """(N, C) float64 of picture files in their given order.
-
-    Raises BenchmarkError for a picture that is not size x size (another size changes FID).
-    """
+    """(N, C) float64 of (H, W, 3) uint8 pictures in their given order."""
     from cleanfid.fid import get_batch_features
-    from cleanfid.utils import ResizeDataset
 
-    for file in files:
-        _check_size(file, size)
-    loader = torch.utils.data.DataLoader(
-        ResizeDataset([str(file) for file in files], mode="clean"), batch_size=batch, num_workers=workers
-    )
-    return np.concatenate([get_batch_features(pictures, network, device) for pictures in loader]).astype(np.float64)
+    loader = DataLoader(_Resized(pictures), batch_size=batch, num_workers=workers)
+    return np.concatenate([get_batch_features(part, network, device) for part in loader]).astype(np.float64)
 
 
 def statistics(
-    files: Sequence[Path], network: Network, network_sum: str, device: torch.device, size: int = SIZE
+    pictures: Dataset[np.ndarray],
+    fingerprint: str,
+    network: Network,
+    network_sum: str,
+    device: torch.device,
+    workers: int = 0,
 ) -> FidStatistics:
-    """Statistics of picture files. Raises BenchmarkError for fewer than two."""
-    if len(files) < 2:
-        raise BenchmarkError(f"FID needs at least two pictures, {len(files)} given")
-    values = features(files, network, device, size)
-    covariance = np.cov(values, rowvar=False)
-    return FidStatistics(values.mean(0), covariance, len(files), content_sum(files), network_sum)
+    """Statistics of pictures. Raises BenchmarkError for fewer than two."""
+    count = len(pictures)  # type: ignore[arg-type]
+    if count < 2:
+        raise BenchmarkError(f"FID needs at least two pictures, {count} given")
+    values = features(pictures, network, device, workers=workers)
+    return FidStatistics(values.mean(0), np.cov(values, rowvar=False), count, fingerprint, network_sum)
 
 
 def cached_statistics(
     cache: str | Path,
-    files: Sequence[Path],
+    pictures: Dataset[np.ndarray],
+    fingerprint: str,
     network: Network,
     network_sum: str,
     device: torch.device,
-    size: int = SIZE,
+    workers: int = 0,
 ) -> FidStatistics:
-    """The reference's statistics from `cache`, or made and written there.
+    """The reference's statistics from `cache`, or made and written there. `fingerprint` changes with
+    the pictures (`content_sum`, or a data set's revision).
 
     Raises BenchmarkError when the cache was made from other pictures or another network: it would
     otherwise go unnoticed into every table.
     """
     cache = Path(cache)
     if not cache.is_file():
-        made = statistics(files, network, network_sum, device, size)
+        made = statistics(pictures, fingerprint, network, network_sum, device, workers)
         made.save(cache)
         return made
-    found = FidStatistics.load(cache)
+    found, count = FidStatistics.load(cache), len(pictures)  # type: ignore[arg-type]
     if found.network != network_sum:
         raise BenchmarkError(f"{cache}: made with another Inception file; remove it to make it anew")
-    if found.count != len(files) or found.pictures != content_sum(files):
-        raise BenchmarkError(f"{cache}: made from other pictures ({found.count}, now {len(files)}); remove it")
+    if found.count != count or found.pictures != fingerprint:
+        raise BenchmarkError(f"{cache}: made from other pictures ({found.count}, now {count}); remove it")
     return found
 
 
 def frechet_distance(a: FidStatistics, b: FidStatistics) -> float:
     """|mean difference|^2 + tr(A + B - 2 sqrt(AB)).
 
-    clean-fid's own function calls scipy's sqrtm with `disp`, which scipy 1.18 removed; this is the
-    same computation without it. Raises BenchmarkError where the network or the feature sizes differ,
-    or the root is not real.
+    clean-fid takes scipy's sqrtm of AB, which fails where few pictures make it singular (and its call
+    fails with scipy 1.18). Here the trace of the root comes from the eigenvalues of H'BH with HH' = A,
+    which are those of AB and real: the same number, faster. Raises BenchmarkError where the network or the
+    feature sizes differ.
     """
-    from scipy.linalg import sqrtm
-
     if a.network != b.network or a.mean.shape != b.mean.shape:
         raise BenchmarkError("the two FID statistics were made with different networks")
-    root = sqrtm(a.covariance @ b.covariance)
-    if not np.isfinite(root).all():  # nearly singular product, as with few pictures
-        offset = np.eye(len(a.mean)) * 1e-6
-        root = sqrtm((a.covariance + offset) @ (b.covariance + offset))
-    if np.iscomplexobj(root):
-        if not np.allclose(np.diagonal(root).imag, 0, atol=1e-3):
-            raise BenchmarkError(f"FID has an imaginary part of {np.abs(root.imag).max():.2g}; too few pictures?")
-        root = root.real
+    root = np.sqrt(np.linalg.eigvalsh(a.half.T @ b.covariance @ a.half).clip(min=0)).sum()
     gap = a.mean - b.mean
-    return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(root))
+    return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root)
 
 
 def mean_of_groups(distances: Sequence[float]) -> float:
@@ -167,13 +195,3 @@ def content_sum(files: Sequence[Path]) -> str:
     for file in files:
         digest.update(bytes.fromhex(checksum(file)))
     return digest.hexdigest()
-
-
-def _check_size(file: Path, size: int) -> None:
-    try:
-        with Image.open(file) as image:
-            found = image.size
-    except OSError as error:
-        raise BenchmarkError(f"{file}: not a readable image ({error})") from None
-    if found != (size, size):
-        raise BenchmarkError(f"{file}: {found[0]}x{found[1]}, FID is measured at {size}x{size}")

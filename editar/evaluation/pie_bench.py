@@ -102,7 +102,8 @@ def incomplete(items: list[PieItem]) -> str | None:
     """What keeps these items from being the 700 pictures of the paper's table, or None."""
     counts = Counter(item.edit_type for item in items)
     wrong = [f"type {t} has {counts[t]} of {count}" for t, (_, count) in EDIT_TYPES.items() if counts[t] != count]
-    return f"{len(items)} pictures instead of 700 ({', '.join(wrong)})" if wrong else None
+    more = ", ..." if len(wrong) > 2 else ""
+    return f"{len(items)} pictures instead of 700 ({', '.join(wrong[:2])}{more})" if wrong else None
 
 
 def _what_else(root: Path) -> str:

@@ -1,14 +1,32 @@
-"""`editar.eval`: which benchmark is asked for."""
+"""`editar.eval`: which benchmark is asked for, and its two stages."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 from editar.config import EvalConfig
+from editar.evaluation import run_pie, run_translation
+from editar.evaluation.pie_bench import load_items
 from editar.evaluation.run_nano import evaluate_nano
-from editar.evaluation.run_pie import evaluate_pie
+from editar.evaluation.run_translation import Cases
+from editar.evaluation.scores import write_evaluation
+from editar.runtime.distributed import distributed
 
 
 def evaluate(cfg: EvalConfig) -> None:
-    if cfg.benchmark == "pie_bench":
-        evaluate_pie(cfg)
-    else:
+    """As `cfg.stage` says. Raises BenchmarkError before any network is loaded where files do not fit."""
+    if cfg.benchmark == "nano":
         evaluate_nano(cfg)
+        return
+    if cfg.benchmark == "pie_bench":
+        items = load_items(str(cfg.root))
+        edit, score = partial(run_pie.edit, cfg, items), partial(run_pie.score, cfg, items)
+    else:
+        cases = Cases(cfg)
+        edit, score = partial(run_translation.edit, cfg, cases), partial(run_translation.score, cfg, cases)
+    with distributed(cfg.device) as world:
+        if cfg.stage != "score":
+            edit(world)
+    if world.is_main and cfg.stage != "generate":
+        write_evaluation(score(), Path(cfg.output_dir))

@@ -1,4 +1,4 @@
-"""PIE-Bench as a whole: edit its 700 pictures, score any folders of results, print Tables 1 and 3."""
+"""PIE-Bench as a whole: edit its 700 pictures, score any folders of results, for Tables 1 and 3."""
 
 from __future__ import annotations
 
@@ -21,33 +21,16 @@ from editar.evaluation.pie_bench import (
     SIZE,
     PieItem,
     incomplete,
-    load_items,
     load_result,
     load_source,
     plain_caption,
 )
 from editar.evaluation.pie_metrics import SCALE, PieBatch, PieMetrics
 from editar.evaluation.results import Results
-from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns, write_evaluation
+from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns
 from editar.runtime.device import pick_device
-from editar.runtime.distributed import World, distributed
+from editar.runtime.distributed import World
 from editar.runtime.log import say
-
-
-def evaluate_pie(cfg: EvalConfig) -> Evaluation | None:
-    """As `cfg.stage` says; returns the scores where there are any.
-
-    Raises BenchmarkError before any network is loaded where files do not fit.
-    """
-    items = load_items(str(cfg.root))
-    with distributed(cfg.device) as world:
-        if cfg.stage != "score":
-            edit(cfg, items, world)
-    if not world.is_main or cfg.stage == "generate":
-        return None
-    evaluation = score(cfg, items)
-    write_evaluation(evaluation, Path(cfg.output_dir))
-    return evaluation
 
 
 def edit(cfg: EvalConfig, items: list[PieItem], world: World) -> None:

@@ -70,7 +70,9 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
 def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
     """For a terminal; the best value of a column is marked with a `!`."""
     cells = layout(paper, ours, lambda value: f"{value}!")
-    widths = [max(len(row[k]) for row in [cells.header, *(r for r, _ in cells.rows)]) for k in range(len(cells.header))]
+    names, units = zip(*(title.partition(" (")[::2] for title in cells.header), strict=True)
+    header = [list(names), [unit and f"({unit}" for unit in units]]
+    widths = [max(len(row[k]) for row in [*header, *(r for r, _ in cells.rows)]) for k in range(len(names))]
 
     def line(row: list[str]) -> str:
         return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])  # noqa: B905
@@ -78,7 +80,7 @@ def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     published = [line(row) for row, below in cells.rows if not below]
     own = [line(row) for row, below in cells.rows if below]
-    return "\n".join([line(cells.header), rule, *published, rule, *own, *cells.notes])
+    return "\n".join([*map(line, header), rule, *published, rule, *own, *cells.notes])
 
 
 def markdown_table(paper: PaperTable, ours: list[OurRow]) -> str:

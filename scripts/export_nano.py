@@ -1,0 +1,36 @@
+"""Write held-out samples of the nano world as a public benchmark, for `python -m editar.eval`.
+
+python scripts/export_nano.py pie_bench outputs/nano_pie --count 40
+python -m editar.eval benchmark=pie_bench root=outputs/nano_pie checkpoint=reference/nano output_dir=outputs/pie
+
+python scripts/export_nano.py depth outputs/nano_depth --count 40
+python -m editar.eval benchmark=depth root=outputs/nano_depth checkpoint=reference/nano output_dir=outputs/depth \
+    "prompt='given the depth, generate {}'"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from editar.evaluation.nano_export import PROMPTS, export_pie_bench, export_translation
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["pie_bench", *PROMPTS])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out samples")
+    args = parser.parse_args(argv)
+    if args.folder.exists() and any(args.folder.iterdir()):
+        parser.error(f"{args.folder} is in use; choose another folder or remove it")
+    if args.benchmark == "pie_bench":
+        export_pie_bench(args.folder, args.count, args.seed)
+    else:
+        export_translation(args.benchmark, args.folder, args.count, args.seed)
+    print(f"{args.count} samples in {args.folder}")
+
+
+if __name__ == "__main__":
+    main()
