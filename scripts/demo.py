@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     shown, summaries["reference"] = bench.score(reference, "reference")
     _, summaries["shuffled text"] = bench.score(reference, "shuffled", shuffle=True)
     _, summaries["tokenizer alone"] = bench.judge(reference.reconstruct([s.target for s in bench.samples]), "ceiling")
-    few = Bench(args.samples * 2 // 5)
+    few = Bench(args.samples // 3)
     sweep = {scale: few.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
 
     say("== 2/4 from scratch ==")

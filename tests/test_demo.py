@@ -33,8 +33,8 @@ def test_export_keeps_what_editing_needs(tiny_run: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--samples", "8", "--tokenizer-steps", "4", "--gpt-steps", "4", "--reference", str(tiny_run)]
-    demo.main(["--out", str(out), *arguments])
+    arguments = ["--samples", "8", "--tokenizer-steps", "4", "--gpt-steps", "4", "--pie-samples", "2"]
+    demo.main(["--out", str(out), "--reference", str(tiny_run), *arguments])
     report = (out / "report.html").read_text()
     assert report.count("<img") >= 8 * 4
     assert "http" not in report.replace("http-equiv", "")  # nothing is fetched when it is opened
@@ -43,6 +43,8 @@ def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> 
     assert {"reference", "shuffled text", "tokenizer alone", "from scratch", "untrained"} <= metrics["systems"].keys()
     assert metrics["systems"]["reference"]["overall"]["count"] == 8
     assert set(metrics["guidance_sweep"]) == {"1.0", "1.5", "2.0", "3.0"}
+    scores = json.loads((out / "pie_bench" / "scores" / "scores.json").read_text())
+    assert (scores["protocol"], scores["methods"]["ours"]["pictures"]) == ("pnpinversion-v1", 2)
 
 
 def test_the_reference_checkpoint_is_whole_and_small() -> None:
