@@ -11,8 +11,10 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from editar.evaluation.paper_rows import PaperTable
+from editar.evaluation.paper_rows import PaperTable, paper_tables
+from editar.runtime.files import write_text
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 REFERENCE = "EditAR"
@@ -120,6 +122,13 @@ def csv_table(paper: PaperTable, ours: list[OurRow]) -> str:
 
 
 FORMATS = {"txt": text_table, "md": markdown_table, "tex": latex_table, "csv": csv_table}
+
+
+def write_tables(ours: dict[str, list[OurRow]], out: Path, prefix: str = "") -> None:
+    """Our rows of each paper table into OUT/PREFIX + TABLE.{txt,md,tex,csv}."""
+    for name, rows in ours.items():
+        for suffix, render in FORMATS.items():
+            write_text(out / f"{prefix}{name}.{suffix}", render(paper_tables()[name], rows) + "\n")
 
 
 def _best(values: list[float | None], better: str) -> float | None:
