@@ -36,8 +36,10 @@ function frame(uri, outline) {
   return holder;
 }
 
+// The best of several methods' scores; NaN, which equals nothing, where they do not differ.
 function best(data, entry, column) {
   const known = entry.scores.map((scores) => number(scores[column])).filter((score) => score !== null);
+  if (new Set(known).size < 2) return NaN;
   return data.columns[column].higher ? Math.max(...known) : Math.min(...known);
 }
 
@@ -49,7 +51,7 @@ function figure(data, entry, method) {
   if (method >= 0) {
     data.columns.forEach((column, i) => {
       const score = entry.scores[method][i], line = make("div");
-      if (data.methods.length > 1 && score !== null && number(score) === best(data, entry, i)) line.className = "best";
+      if (number(score) === best(data, entry, i)) line.className = "best";
       line.append(make("span", "", column.title), make("span", "", text(score)));
       caption.append(line);
     });

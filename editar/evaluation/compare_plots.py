@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from editar.evaluation.plots import Plot, Point, bars, finish, new_figure, plain, whiskers
+from editar.evaluation.plots import Plot, Point, bars, finish, legend_above, new_figure, plain, whiskers
 from editar.evaluation.scores import Column, Evaluation, MethodScores
 from editar.evaluation.statistics import Mean
 from editar.evaluation.tables import ARROWS
@@ -20,16 +20,21 @@ BINS = 24
 def group_bars(evaluation: Evaluation, title: str) -> list[Plot]:
     """A plot per column: the methods' means in each group of `title`, with 95 % intervals."""
     by_method = {method.method: evaluation.means_by(method, title) for method in evaluation.methods}
-    groups = list(next(iter(by_method.values())))
+    every = list(next(iter(by_method.values())))
     plots = []
     for column in _row_columns(evaluation):
+        groups = [group for group in every if any(found[group][column.name].count for found in by_method.values())]
+        if not groups:
+            continue
         figure, (axes,) = new_figure()
         series = {name: [_point(found[group][column.name]) for group in groups] for name, found in by_method.items()}
         bars(axes, groups, series)
         axes.set_ylabel(_axis(column))
         axes.tick_params(axis="x", rotation=20 if len(groups) > 5 else 0)
-        _legend(figure, axes)
-        plots.append(finish(figure, f"{column.title} by {title}", "Whiskers are 95 % bootstrap intervals."))
+        legend_above(figure, axes)
+        undefined = [group for group in every if group not in groups]
+        note = f" Undefined throughout: {', '.join(undefined)}." if undefined else ""
+        plots.append(finish(figure, f"{column.title} by {title}", f"Whiskers are 95 % intervals.{note}"))
     return plots
 
 
@@ -45,12 +50,14 @@ def distributions(evaluation: Evaluation) -> Plot | None:
     figure, panels = new_figure(len(drawn))
     for axes, (column, found) in zip(panels, drawn.items(), strict=True):
         edges = np.histogram_bin_edges(np.concatenate(found), BINS)
-        for method, numbers in zip(evaluation.methods, found, strict=True):
-            axes.hist(numbers, edges, histtype="stepfilled", alpha=0.35, label=plain(method.method))
+        for i, (method, numbers) in enumerate(zip(evaluation.methods, found, strict=True)):
+            axes.hist(numbers, edges, color=f"C{i}", histtype="stepfilled", alpha=0.15)
+            axes.hist(numbers, edges, color=f"C{i}", histtype="step", linewidth=1.5, label=plain(method.method))
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_title(column.title, fontsize=10)
         axes.set_xlabel(_axis(column), fontsize=9)
     panels[0].set_ylabel("pictures")
-    _legend(figure, panels[0])
+    legend_above(figure, panels[0])
     left_out = sum(len(method.rows) * len(drawn) for method in evaluation.methods)
     left_out -= sum(len(numbers) for found in drawn.values() for numbers in found)
     note = f" {left_out} undefined or infinite values are left out." if left_out else ""
@@ -75,7 +82,7 @@ def guidance_sweeps(evaluation: Evaluation) -> list[Plot]:
             axes.errorbar(scales, [point[0] for point in points], whiskers(points), fmt="o-", capsize=2, label=name)
     _describe(panels, evaluation.columns, "cfg_scale")
     if len(lines) > 1:
-        _legend(figure, panels[0])
+        legend_above(figure, panels[0])
     return [finish(figure, "Guidance sweep", "The same weights at several guidance scales; bars are 95 % intervals.")]
 
 
@@ -137,11 +144,6 @@ def _row_columns(evaluation: Evaluation) -> list[Column]:
 
 def _axis(column: Column) -> str:
     return f"{column.unit} {ARROWS[column.better]}"
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
 
 
 def _point(mean: Mean) -> Point:

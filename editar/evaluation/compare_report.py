@@ -75,7 +75,7 @@ def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
         "methods": evaluation.methods,
         "columns": [f"{c.title} {ARROWS[c.better]} ({c.unit})" for c in evaluation.columns],
         "means": _means(evaluation),
-        "missing": evaluation.missing,
+        "missing": _by_reason(evaluation.missing),
         "paired": _paired(evaluation) if len(evaluation.methods) > 1 else [],
         "several": several,
         "groups": [{"title": title, "plots": group_bars(evaluation, title)} for title in evaluation.methods[0].groups],
@@ -83,6 +83,13 @@ def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
         "notes": gallery.notes,
         "grid": gallery.data,
     }
+
+
+def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for column, reason in missing.items():
+        found.setdefault(reason, []).append(column)
+    return found
 
 
 def _means(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from editar.evaluation.benchmark import BenchmarkError
+from editar.evaluation.nano_scores import NANO_FILE, load_nano
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation
 from editar.evaluation.tables import OurRow
 
-NANO_FILE = "metrics.json"
-NANO_COLUMNS = [
-    Column("success", "Success", "%", "higher"),
-    Column("background_psnr", "Background PSNR", "dB", "higher"),
-]
 SETTINGS = ("weights_sha256", "sampling")  # of `generated_with`; they must agree within a row of a table
 
 
@@ -43,40 +38,8 @@ def load_scored(argument: str) -> Scored:
 
 
 def _load(path: Path) -> Evaluation:
-    if path.name == NANO_FILE or ((path / NANO_FILE).is_file() and not (path / FILE).is_file()):
-        return load_nano(path.parent if path.name == NANO_FILE else path)
-    return load_evaluation(path)
-
-
-def load_nano(folder: Path) -> Evaluation:
-    """A folder of `editar.eval benchmark=nano` as an evaluation of one method, called like the folder."""
-    file = folder / NANO_FILE
-    try:
-        raw = json.loads(file.read_text())
-        rows = [
-            {
-                "id": row["id"],
-                "instruction": row["instruction"],
-                "source": "",  # drawn when it is shown
-                "result": str(folder / "images" / f"{row['id']}.png"),
-                "success": 100.0 * (row["outcome"] == "success"),
-                "background_psnr": math.nan if row["background_psnr"] is None else row["background_psnr"],
-            }
-            for row in raw["rows"]
-        ]
-        made = {
-            "weights_sha256": raw["weights_sha256"],
-            "sampling": {key: value for key, value in raw["sampling"].items() if key != "batch_size"},
-            "shuffled_instructions": raw["shuffled_instructions"],
-            "data_seed": raw["data_seed"],
-        }
-        groups = {"task": [row["task"] for row in raw["rows"]]}
-        method = MethodScores(folder.resolve().name, str(folder / "images"), rows, groups, generated_with=made)
-        return Evaluation("nano", raw["protocol"], "", list(NANO_COLUMNS), [method])
-    except FileNotFoundError:
-        raise BenchmarkError(f"{file}: no such file; `editar.eval benchmark=nano` writes it") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise BenchmarkError(f"{file}: not a {NANO_FILE} of this version ({error!r}); run editar.eval again") from None
+    is_nano = (path / NANO_FILE).is_file() and not (path / FILE).is_file()
+    return load_nano(path) if is_nano else load_evaluation(path)
 
 
 # --- folders of one benchmark ---------------------------------------------------------------------
@@ -126,7 +89,8 @@ def _merge_one(scored: Sequence[Scored]) -> Evaluation:
             origins[method.method] = item.origin
             methods.append(_with_columns(method, columns, whole))
         for name, reason in item.evaluation.missing.items():
-            where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if len(scored) > 1 else ""
+            partly = name in {column.name for column in columns}
+            where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if partly else ""
             missing[name + where] = reason
     return replace(first.evaluation, columns=columns, methods=methods, missing=missing)
 

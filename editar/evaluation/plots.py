@@ -70,3 +70,9 @@ def whiskers(points: Sequence[Point]) -> np.ndarray:
     """(2, N) distances down and up to the interval's ends; 0 where there is none."""
     ends = [(value - low, high - value) for value, low, high in points]
     return np.nan_to_num(np.array(ends).T).clip(0)
+
+
+def legend_above(figure: Any, axes: Any) -> None:
+    """Outside of the panels, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)

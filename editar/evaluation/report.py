@@ -11,7 +11,7 @@ import numpy as np
 
 from editar.data.sample import EditSample
 from editar.evaluation.nano import Summary, Verdict
-from editar.evaluation.plots import Plot, bars, finish, new_figure, picture_uri
+from editar.evaluation.plots import Plot, bars, finish, legend_above, new_figure, picture_uri
 from editar.runtime.files import write_text
 
 
@@ -86,7 +86,7 @@ def task_bars(summaries: dict[str, Summary]) -> Plot:
     bars(axes, tasks, {name: [(rate.percent, *rate.interval) for rate in row] for name, row in rates.items()})
     axes.set_ylabel("success, %")
     axes.set_ylim(0, 105)
-    axes.legend()
+    legend_above(figure, axes)
     return finish(figure, "Success per task", "Whiskers are 95 % intervals.")
 
 
@@ -106,12 +106,12 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
 
 def sweep_curve(points: dict[float, Summary], count: int) -> Plot:
     """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world)."""
-    figure, (axes,) = new_figure()
+    figure, (success, background) = new_figure(2)
     scales = sorted(points)
-    axes.plot(scales, [points[s].overall.percent for s in scales], "o-", label="success, %")
-    axes.set_xlabel("cfg_scale")
-    axes.set_ylabel("success, %")
-    other = axes.twinx()
-    other.plot(scales, [points[s].background_psnr for s in scales], "s--", color="tab:orange")
-    other.set_ylabel("background PSNR, dB (dashed)")
+    success.plot(scales, [points[s].overall.percent for s in scales], "o-")
+    success.set_ylabel("success, %")
+    background.plot(scales, [points[s].background_psnr for s in scales], "o-")
+    background.set_ylabel("background PSNR, dB")
+    for axes in (success, background):
+        axes.set_xlabel("cfg_scale")
     return finish(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")

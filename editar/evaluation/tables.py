@@ -57,7 +57,7 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
 
     rows = [([method, *cells(values, True)], False) for method, values in published]
     reference = paper.row(REFERENCE)
-    notes = []
+    reasons: dict[str, list[str]] = {}
     for row in ours:
         marker = " *" if row.incomparable else ""
         values: dict[str, float | None] = dict(row.values)
@@ -65,7 +65,8 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
         gaps = [_gap(values.get(name), reference[name]) for name in paper.columns]
         rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
         if row.incomparable:
-            notes.append(f"* {row.method} is not comparable with the paper's rows: {row.incomparable}")
+            reasons.setdefault(row.incomparable, []).append(row.method)
+    notes = [f"* {', '.join(names)}: not comparable with the paper's rows: {why}" for why, names in reasons.items()]
     return Cells(header, rows, notes)
 
 
