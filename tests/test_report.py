@@ -212,6 +212,8 @@ def test_sweeps_and_ablations_appear_only_where_there_are_some(scored: Path) -> 
     for settings, expected in cases:
         found = runs(*settings)
         assert (len(guidance_sweeps(found)), len(ablations(found))) == expected, settings
+    unscored = replace(runs(made(1), made(3)), columns=[])
+    assert guidance_sweeps(unscored) == ablations(unscored) == [] and distributions(unscored) is None
 
 
 def test_pictures_are_small_and_outlines_follow_the_mask() -> None:

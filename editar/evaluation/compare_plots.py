@@ -106,8 +106,10 @@ def ablations(evaluation: Evaluation) -> list[Plot]:
 
 
 def _alike(evaluation: Evaluation, varied: str) -> list[list[MethodScores]]:
-    """Our own methods in groups whose settings differ in `varied` alone."""
+    """Our own methods in groups whose settings differ in `varied` alone; none where nothing was scored."""
     groups: dict[str, list[MethodScores]] = {}
+    if not evaluation.columns:
+        return []
     for method in evaluation.methods:
         made = method.generated_with
         if made and "weights_sha256" in made and "cfg_scale" in made.get("sampling", {}):
