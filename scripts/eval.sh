@@ -1,5 +1,6 @@
 # Sourced by the table and figure scripts: `run_eval key=value ...` is `editar.eval` on GPUS processes.
 #   GPUS    processes of torchrun (1)      PYTHON  interpreter (.venv/bin/python)      OUT  results (outputs/NAME)
+# Relative paths count from the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from editar.data.sample import EditSample
 from editar.evaluation.nano import Summary, Verdict
+from editar.evaluation.plots import Plot, bars, finish, legend_above, new_figure, picture_uri
 from editar.runtime.files import write_text
 
 
@@ -33,7 +31,7 @@ def write_report(
     summaries: dict[str, Summary],
     samples: list[EditSample],
     columns: list[Column],
-    plots: list[dict[str, str]],
+    plots: list[Plot],
     most: int = 40,
 ) -> None:
     """Success table of `summaries`, `plots` (from the functions below), pictures of `columns`."""
@@ -80,32 +78,21 @@ def _rows(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
     return rows
 
 
-def picture_uri(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def task_bars(summaries: dict[str, Summary]) -> dict[str, str]:
+def task_bars(summaries: dict[str, Summary]) -> Plot:
     """Success per task, one bar per system."""
-    figure, axes = _figure()
+    figure, (axes,) = new_figure()
     tasks = list(next(iter(summaries.values())).tasks)
-    width = 0.8 / len(summaries)
-    for i, (name, summary) in enumerate(summaries.items()):
-        rates = [summary.tasks[task] for task in tasks]
-        heights = [rate.percent for rate in rates]
-        spread = np.abs(np.array([rate.interval for rate in rates]).T - np.array(heights))
-        axes.bar(np.arange(len(tasks)) + i * width, heights, width, yerr=spread, capsize=2, label=name)
-    axes.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, tasks)
+    rates = {name: [summary.tasks[task] for task in tasks] for name, summary in summaries.items()}
+    bars(axes, tasks, {name: [(rate.percent, *rate.interval) for rate in row] for name, row in rates.items()})
     axes.set_ylabel("success, %")
     axes.set_ylim(0, 105)
-    axes.legend()
-    return _plot(figure, "Success per task", "Whiskers are 95 % intervals.")
+    legend_above(figure, axes)
+    return finish(figure, "Success per task", "Whiskers are 95 % intervals.")
 
 
-def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> dict[str, str]:
+def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> Plot:
     """Curves of `keys` from metrics.jsonl files, by name of the run."""
-    figure, axes = _figure()
+    figure, (axes,) = new_figure()
     for name, path in metrics.items():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for key in keys:
@@ -114,36 +101,17 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
                 axes.plot(*zip(*points, strict=True), label=f"{name}: {key}")
     axes.set_xlabel("step")
     axes.legend()
-    return _plot(figure, title, "From metrics.jsonl of the run.")
+    return finish(figure, title, "From metrics.jsonl of the run.")
 
 
-def sweep_curve(points: dict[float, Summary], count: int) -> dict[str, str]:
+def sweep_curve(points: dict[float, Summary], count: int) -> Plot:
     """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world)."""
-    figure, axes = _figure()
+    figure, (success, background) = new_figure(2)
     scales = sorted(points)
-    axes.plot(scales, [points[s].overall.percent for s in scales], "o-", label="success, %")
-    axes.set_xlabel("cfg_scale")
-    axes.set_ylabel("success, %")
-    other = axes.twinx()
-    other.plot(scales, [points[s].background_psnr for s in scales], "s--", color="tab:orange")
-    other.set_ylabel("background PSNR, dB (dashed)")
-    return _plot(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")
-
-
-def _figure() -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(9, 3.2), layout="constrained")
-
-
-def _plot(figure: Any, title: str, note: str) -> dict[str, str]:
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"title": title, "note": note, "data": data}
+    success.plot(scales, [points[s].overall.percent for s in scales], "o-")
+    success.set_ylabel("success, %")
+    background.plot(scales, [points[s].background_psnr for s in scales], "o-")
+    background.set_ylabel("background PSNR, dB")
+    for axes in (success, background):
+        axes.set_xlabel("cfg_scale")
+    return finish(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")

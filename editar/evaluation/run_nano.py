@@ -62,6 +62,7 @@ def evaluate_nano(cfg: EvalConfig) -> Summary | None:
         "protocol": PROTOCOL,
         "samples": len(samples),
         "shuffled_instructions": cfg.shuffle_instructions,
+        "data_seed": pipeline.cfg.data.seed,
         "sampling": asdict(pipeline.cfg.sampling),
         "weights_sha256": checksum(checkpoint / "model.safetensors"),
         "made_by": provenance(),

@@ -19,8 +19,8 @@ from editar.evaluation.benchmark import BenchmarkError
 from editar.evaluation.judges import Missing
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.statistics import Comparison, Mean, compare, means, means_by
-from editar.evaluation.tables import FORMATS, OurRow, text_table
-from editar.runtime.files import provenance, write_json, write_text
+from editar.evaluation.tables import OurRow, text_table, write_tables
+from editar.runtime.files import provenance, write_json
 
 FILE = "scores.json"
 TABLES = {
@@ -158,9 +158,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """scores.json and the tables into `out`; the first table and a summary to the terminal."""
     write_json(out / FILE, _no_nan(evaluation.as_dict()))
     tables, ours = paper_tables(), evaluation.our_rows()
-    for name in TABLES[evaluation.benchmark]:
-        for suffix, render in FORMATS.items():
-            write_text(out / f"{name}.{suffix}", render(tables[name], ours) + "\n")
+    write_tables(dict.fromkeys(TABLES[evaluation.benchmark], ours), out)
     print(text_table(tables[TABLES[evaluation.benchmark][0]], ours))
     for method in evaluation.methods:
         found = evaluation.means(method)

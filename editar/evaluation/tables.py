@@ -11,8 +11,10 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from editar.evaluation.paper_rows import PaperTable
+from editar.evaluation.paper_rows import PaperTable, paper_tables
+from editar.runtime.files import write_text
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 REFERENCE = "EditAR"
@@ -55,7 +57,7 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
 
     rows = [([method, *cells(values, True)], False) for method, values in published]
     reference = paper.row(REFERENCE)
-    notes = []
+    reasons: dict[str, list[str]] = {}
     for row in ours:
         marker = " *" if row.incomparable else ""
         values: dict[str, float | None] = dict(row.values)
@@ -63,7 +65,8 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
         gaps = [_gap(values.get(name), reference[name]) for name in paper.columns]
         rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
         if row.incomparable:
-            notes.append(f"* {row.method} is not comparable with the paper's rows: {row.incomparable}")
+            reasons.setdefault(row.incomparable, []).append(row.method)
+    notes = [f"* {', '.join(names)}: not comparable with the paper's rows: {why}" for why, names in reasons.items()]
     return Cells(header, rows, notes)
 
 
@@ -122,6 +125,13 @@ def csv_table(paper: PaperTable, ours: list[OurRow]) -> str:
 
 
 FORMATS = {"txt": text_table, "md": markdown_table, "tex": latex_table, "csv": csv_table}
+
+
+def write_tables(ours: dict[str, list[OurRow]], out: Path, prefix: str = "") -> None:
+    """Our rows of each paper table into OUT/PREFIX + TABLE.{txt,md,tex,csv}."""
+    for name, rows in ours.items():
+        for suffix, render in FORMATS.items():
+            write_text(out / f"{prefix}{name}.{suffix}", render(paper_tables()[name], rows) + "\n")
 
 
 def _best(values: list[float | None], better: str) -> float | None:

@@ -1,0 +1,78 @@
+"""Plots and pictures as data URIs, for reports that open from disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PANELS_PER_LINE = 4
+Plot = dict[str, str]  # title, note, data (a PNG's URI)
+Point = tuple[float, float, float]  # a value and its interval, all finite or NaN
+
+
+def picture_uri(picture: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> str:
+    """`options` are Pillow's for that format."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def new_figure(panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its axes: one wide panel, or several in lines of at most four."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(panels, PANELS_PER_LINE)
+    lines = math.ceil(panels / columns)
+    size = (9.0, 3.2) if panels == 1 else (2.75 * columns, 2.5 * lines)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for unused in axes.flat[panels:]:
+        unused.set_axis_off()
+    return figure, list(axes.flat[:panels])
+
+
+def finish(figure: Any, title: str, note: str) -> Plot:
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"title": title, "note": note, "data": data}
+
+
+def plain(text: str) -> str:
+    """Text from a file as a label: matplotlib would read `$` as mathematics and hide a leading `_`."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[Point]]) -> None:
+    """One bar with whiskers per group and series; series[name][i] belongs to groups[i]."""
+    width = 0.8 / len(series)
+    for i, (name, points) in enumerate(series.items()):
+        places = np.arange(len(groups)) + i * width
+        axes.bar(places, [value for value, _, _ in points], width, yerr=whiskers(points), capsize=2, label=plain(name))
+    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [plain(group) for group in groups])
+
+
+def whiskers(points: Sequence[Point]) -> np.ndarray:
+    """(2, N) distances down and up to the interval's ends; 0 where there is none."""
+    ends = [(value - low, high - value) for value, low, high in points]
+    return np.nan_to_num(np.array(ends).T).clip(0)
+
+
+def legend_above(figure: Any, axes: Any) -> None:
+    """Outside of the panels, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""One page from scored folders, to open from disk: tables beside the paper's rows, plots, all pictures.
+
+    python scripts/report.py outputs/pie outputs/ip2p --out report.html
+    python scripts/report.py ours=outputs/a/scores.json outputs/b --out report.html --pictures 700
+
+SCORED is a folder (or its scores.json) written by `python -m editar.eval`, of any benchmark;
+NAME=SCORED calls its method NAME. The tables also go to the terminal and into report_TABLE.{txt,md,tex,csv}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from editar.evaluation.compare_report import write_comparison
+from editar.evaluation.merged import load_scored
+from editar.runtime.entry import user_errors
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scored", nargs="+", metavar="SCORED")
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--title", default="EditAR evaluation")
+    parser.add_argument(
+        "--pictures", type=int, default=300, help="entries per benchmark that bring their pictures along (300)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        write_comparison(
+            [load_scored(argument) for argument in options.scored], options.out, options.title, options.pictures
+        )
+    except user_errors() as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
