@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from editar.config.baseline import BaselineConfig
 from editar.config.checks import ConfigError, check_sampling
 from editar.config.compose import explain, override, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
@@ -20,6 +21,7 @@ from editar.config.training import LossConfig, OptimConfig, SamplingConfig, Wand
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 __all__ = [
+    "BaselineConfig",
     "CONFIG_DIR",
     "ConfigError",
     "DataConfig",

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from editar.config.baseline import BaselineConfig
 from editar.config.checks import (
     ConfigError,
     check_choice,
@@ -136,7 +137,8 @@ class EditConfig:
 
 @dataclass
 class EvalConfig:
-    """`python -m editar.eval`: edit a benchmark with a checkpoint and score it, or score anybody's pictures.
+    """`python -m editar.eval`: edit a benchmark with a checkpoint or a baseline and score it, or score
+    anybody's pictures.
 
     benchmark  `nano` (the procedural world), `pie_bench` (Tables 1 and 3), or for Table 2
                `depth`, `canny`, `cocostuff`
@@ -146,7 +148,8 @@ class EvalConfig:
                `score` scores what is there, `all` does both
     results    score these pictures instead: a folder or a JSON map {id: file}, or several as
                '{name: FOLDER, other: FILE.json}'
-    method     what the tables call the result
+    baseline   another system instead of a checkpoint, one of configs/baseline
+    method     what the tables call the result; empty: the baseline's name, else `ours`
     """
 
     checkpoint: str | None = None
@@ -155,7 +158,7 @@ class EvalConfig:
     root: str | None = None
     stage: str = "all"
     results: Any = None
-    method: str = "ours"
+    method: str = ""
     samples: int = 240  # nano
     shuffle_instructions: bool = False  # nano
     protocol: str = "editar"  # Table 2: editar | controlnet++
@@ -166,9 +169,11 @@ class EvalConfig:
     num_workers: int = 2
     device: str = "auto"
     judges: JudgeSources = field(default_factory=JudgeSources)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:
+        self.method = self.method or self.baseline.method or "ours"
         check_choice("benchmark", self.benchmark, ("nano", "pie_bench", "depth", "canny", "cocostuff"))
         check_choice("stage", self.stage, ("all", "generate", "score"))
         check_choice("protocol", self.protocol, ("editar", "controlnet++"))
@@ -183,8 +188,13 @@ class EvalConfig:
             raise ConfigError(f"benchmark={self.benchmark} needs root=FOLDER")
         if self.results and self.stage != "score":
             raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
-        if self.stage != "score" and not self.checkpoint:
-            raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER")
+        self.baseline.check(self.benchmark, self.stage)
+        if self.baseline.given and (self.checkpoint or self.sampling):
+            raise ConfigError(
+                "baseline takes neither checkpoint nor sampling; its settings are baseline.steps=... etc."
+            )
+        if self.stage != "score" and not self.checkpoint and not self.baseline.given:
+            raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER or baseline=NAME")
         self.named_results()
 
     def named_results(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from editar.config import EvalConfig
+from editar.evaluation.baselines import DiffusersEditor
 from editar.runtime.files import checksum
 from editar.sampling.pipeline import EditPipeline
 
@@ -55,6 +56,8 @@ class ModelEditor:
 
 
 def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
-    """The checkpoint's editor. Raises CheckpointError or ConfigError."""
+    """The baseline's or the checkpoint's editor. Raises CheckpointError or ConfigError."""
+    if cfg.baseline.given:
+        return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
     pipeline = EditPipeline.from_pretrained(str(cfg.checkpoint), device, cfg.sampling)
     return ModelEditor(pipeline, Path(str(cfg.checkpoint)))

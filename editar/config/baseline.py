@@ -1,0 +1,73 @@
+"""Other systems of the paper's tables, one file each in `configs/baseline/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from editar.config.checks import ConfigError, check_choice, check_positive
+
+
+@dataclass
+class BaselineConfig:
+    """A system to compare with: run here through diffusers, or known by a folder of its pictures.
+
+    method            as in editar/evaluation/paper_rows.yaml
+    kind              `runner` (run here), `folder` (its pictures are made elsewhere and scored here), `none`
+    how               where its code, weights or pictures come from
+    benchmarks        what it can be run or scored on
+    pipeline          of a runner: `instruct_pix2pix`, `t2i_adapter` or `controlnet`
+    base_model        hub id or folder in diffusers' format
+    condition_models  benchmark -> hub id or folder of the adapter or ControlNet, `:SUBFOLDER` if it lies deeper
+    scheduler         `euler_ancestral`, `unipc`, or `own`, the base model's
+    precision         `fp16` or `fp32`; a CPU always takes fp32
+    image_guidance    0 = has none
+
+    Of a `folder` the settings are those of the source it names; 0 or empty = the source states none.
+    """
+
+    method: str = ""
+    kind: str = "none"
+    how: str = ""
+    benchmarks: list[str] = field(default_factory=list)
+    pipeline: str = ""
+    base_model: str = ""
+    condition_models: dict[str, str] = field(default_factory=dict)
+    size: int = 512
+    batch_size: int = 4
+    steps: int = 0
+    guidance: float = 0.0
+    image_guidance: float = 0.0
+    scheduler: str = "own"
+    negative_prompt: str = ""
+    precision: str = ""
+    seed: int = 0
+    licence: str = ""
+
+    @property
+    def given(self) -> bool:
+        return self.kind != "none"
+
+    def check(self, benchmark: str, stage: str) -> None:
+        """Whether it can do that stage of that benchmark. Raises ConfigError."""
+        check_choice("baseline.kind", self.kind, ("none", "folder", "runner"))
+        if not self.given:
+            return
+        if benchmark not in self.benchmarks:
+            raise ConfigError(f"baseline {self.method} is for {', '.join(self.benchmarks)}, not benchmark={benchmark}")
+        if self.kind == "runner":
+            self._check_runner(benchmark)
+        elif stage != "score":
+            raise ConfigError(f"{self.method} is not run here: {self.how}; then give stage=score results=FOLDER")
+
+    def _check_runner(self, benchmark: str) -> None:
+        check_choice("baseline.pipeline", self.pipeline, ("instruct_pix2pix", "t2i_adapter", "controlnet"))
+        check_choice("baseline.scheduler", self.scheduler, ("own", "euler_ancestral", "unipc"))
+        check_choice("baseline.precision", self.precision, ("fp16", "fp32"))
+        for key in ("size", "batch_size", "steps"):
+            check_positive(f"baseline.{key}", getattr(self, key))
+        if self.size % 8:
+            raise ConfigError(f"baseline.size={self.size} is not divisible by 8, the pixels per latent")
+        if not self.base_model:
+            raise ConfigError("baseline.base_model needs a hub id or a folder")
+        if self.pipeline != "instruct_pix2pix" and benchmark not in self.condition_models:
+            raise ConfigError(f"baseline.condition_models has no {benchmark}; give a hub id or a folder")
