@@ -106,8 +106,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tensor in controlnet.state_dict().items():  # fresh ones end in zeros and would change nothing
         if name.startswith(("controlnet_down_blocks", "controlnet_mid_block")):
             tensor.normal_(std=0.2)
-        if name.startswith("controlnet_cond_embedding.conv_out"):
-            tensor.normal_(std=3)
+        if name.startswith("controlnet_cond_embedding"):  # and so few channels hardly feel the picture
+            tensor.normal_(std=0.5)
     controlnet.save_pretrained(folder / "controlnets" / "checkpoints" / "canny" / "controlnet")
     T2IAdapter(in_channels=1, channels=[16, 32], num_res_blocks=1, downscale_factor=8).save_pretrained(
         folder / "adapter"
