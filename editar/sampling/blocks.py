@@ -5,99 +5,58 @@ The same numbers as `GPT.prefill` and `GPT.decode`, which stay the readable refe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from editar.model.gpt import GPT, Block
 from editar.model.rope import apply_rope, rope_table
 from editar.sampling.cache import Groups, Part, SharedCache, attend
-
-Product = Callable[[torch.Tensor], torch.Tensor]
-
-# Above this many rows MKL's own packing costs less than it gains (docs/log.md).
-FEW_ROWS = 64
-
-
-def product(weights: list[nn.Parameter], pack: bool) -> Product:
-    """x (..., in) -> x @ cat(weights).T, (..., out).
-
-    With `pack` oneDNN keeps a copy in its blocked layout: on AVX2 cores two rows then cost what one
-    does, where the plain float32 product costs nearly double.
-    """
-    if not pack:
-        return lambda x: F.linear(x, weights[0]) if len(weights) == 1 else _side_by_side(x, weights)
-    whole = torch.cat([weight.detach() for weight in weights])
-    blocked = torch.ops.mkldnn._reorder_linear_weight(whole, 2)
-
-    def few(x: torch.Tensor) -> torch.Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows > FEW_ROWS:
-            return _side_by_side(x, weights)
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), blocked, None, "none", [], "")
-
-    return few
-
-
-def _side_by_side(x: torch.Tensor, weights: list[nn.Parameter]) -> torch.Tensor:
-    return torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether this torch and place have oneDNN's blocked float32 products."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+from editar.sampling.products import PackedProduct, Product, can_pack
 
 
 class FastBlock:
     """One transformer block; no dropout, whatever the module's mode."""
 
-    def __init__(self, block: Block, pack: bool) -> None:
+    def __init__(self, block: Block, product: type[Product]) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
         self.heads, self.kv_heads, self.width = attention.heads, attention.kv_heads, attention.head_dim
-        self.qkv = product([attention.wqkv.weight], pack)
-        self.wo = product([attention.wo.weight], pack)
-        self.gate_up = product([feed_forward.w1.weight, feed_forward.w3.weight], pack)
-        self.down = product([feed_forward.w2.weight], pack)
+        self.qkv, self.wo = product(attention.wqkv.weight), product(attention.wo.weight)
+        self.w1, self.w3, self.w2 = (
+            product(linear.weight) for linear in (feed_forward.w1, feed_forward.w3, feed_forward.w2)
+        )
 
     def project(
         self, x: torch.Tensor, rope: torch.Tensor, images: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (R, s, D) -> scaled query (I, Hkv, R / I, rep, s, hd), key and value (R * Hkv, s, hd)."""
         rows, s, _ = x.shape
-        turned = (self.heads + self.kv_heads) * self.width
-        qk, v = self.qkv(self.attention_norm(x)).split([turned, self.kv_heads * self.width], dim=-1)
-        q, k = apply_rope(qk.reshape(rows, s, -1, self.width), rope).split([self.heads, self.kv_heads], dim=2)
+        heads = self.qkv(self.attention_norm(x)).view(rows, s, -1, self.width)
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        q, k = turn(qk, rope).split([self.heads, self.kv_heads], dim=2)
         q = q.view(images, rows // images, s, self.kv_heads, -1, self.width).permute(0, 3, 1, 4, 2, 5)
         k, v = (
-            t.reshape(images, rows // images, s, self.kv_heads, self.width).permute(0, 3, 1, 2, 4).flatten(0, 2)
+            t.view(images, rows // images, s, self.kv_heads, self.width).permute(0, 3, 1, 2, 4).flatten(0, 2)
             for t in (k, v)
         )
-        return (q * self.width**-0.5).contiguous(), k, v
+        return torch.mul(q, self.width**-0.5).contiguous(), k, v
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Residual stream x (R, s, D) and attention's result (I, Hkv, R / I, rep, s, hd) -> (R, s, D)."""
-        x = x + self.wo(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        x = self.wo.plus(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape), x)
+        normed = self.ffn_norm(x)
+        return self.w2.plus(self.w3.times(normed, self.w1.silu(normed)), x)
 
 
 class FastGPT:
     """A GPT's weights as the engine reads them. `stale` tells when the model has changed since."""
 
-    def __init__(self, model: GPT, pack: bool | None = None) -> None:
+    def __init__(self, model: GPT, pack: bool) -> None:
         self.cfg, self.model = model.cfg, model
         self.device, self.dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
-        pack = can_pack(model.output.weight) if pack is None else pack
-        self.blocks = [FastBlock(layer, pack) for layer in model.layers]
-        self.head = product([model.output.weight], pack)
+        product = PackedProduct if pack and can_pack(model.output.weight) else Product
+        self.blocks = [FastBlock(layer, product) for layer in model.layers]
+        self.head = product(model.output.weight)
         table = rope_table(self.cfg)
         self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
         self.rope = table.to(self.device)
@@ -191,14 +150,25 @@ class FastGPT:
         for index, block in enumerate(self.blocks):
             q, k, v = block.project(x, rope, groups.images)
             part = cache.target[index]
-            part.keys.index_copy_(1, position, k)
-            part.values.index_copy_(1, position, v)
+            if masked:
+                part.keys.index_copy_(1, position, k)
+                part.values.index_copy_(1, position, v)
+            else:
+                part.keys[:, length - 1 : length], part.values[:, length - 1 : length] = k, v
             past = Part(part.keys[:, :length], part.values[:, :length])
             x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
         return self.logits(x[:, -1])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(self.model.norm(hidden)).float()
+
+
+def turn(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """`apply_rope`; in eager float32 as one complex product instead of a dozen small steps."""
+    if x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return apply_rope(x, rope)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.view_as_complex(rope)[:, None]).flatten(-2)
 
 
 def causal_mask(queries: int, start: int, like: torch.Tensor) -> torch.Tensor:

@@ -174,7 +174,7 @@ class Engine:
         """The session of this shape and these settings: the last one if it fits, else a new one."""
         if self._fast is None or self._fast.stale:
             self.release()
-            self._fast = FastGPT(self.model, pack=False if self._compiles else None)
+            self._fast = FastGPT(self.model, pack=not self._compiles)
         session = self._session
         if session is None or session.groups != groups or session.cfg != cfg:
             self._session, self._steps = None, {}  # the old buffers go before the new ones come
