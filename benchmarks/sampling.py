@@ -163,7 +163,13 @@ class PlainLoop:
         return self.model.output(self.model.norm(x)).float()
 
     def attention(
-        self, part: Attention, x: torch.Tensor, mask: torch.Tensor, rope: torch.Tensor, position: torch.Tensor, index: int
+        self,
+        part: Attention,
+        x: torch.Tensor,
+        mask: torch.Tensor,
+        rope: torch.Tensor,
+        position: torch.Tensor,
+        index: int,
     ) -> torch.Tensor:
         b, s, d = x.shape
         width = part.kv_heads * part.head_dim

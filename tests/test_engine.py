@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from editar.config import GPTConfig, RopeConfig, SamplingConfig
 from editar.model.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.engine import Engine, known_runs
+from editar.sampling.numbers import copy_bandwidth
 
 ROPES = {
     "editar": RopeConfig(),
@@ -127,3 +130,119 @@ def test_long_given_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.Monkey
     forced = torch.where(torch.arange(16) < 13, source, -1)
     fast, plain = both(gpt, 1, SETTINGS["greedy"], forced=forced)
     assert torch.equal(fast, plain)
+
+
+def test_the_second_call_allocates_nothing_and_prepares_nothing(gpt: GPT) -> None:
+    engine, cfg = Engine(gpt), SETTINGS["drawn"]
+    source, text = conditions(3)
+    first = engine.generate(source, text, cfg, seeds(cfg, 3))
+    session = engine._session
+    for _ in range(20):
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), first)
+        assert engine._session is session
+    gc.collect()
+    before = live_tensors()
+    for _ in range(3):
+        engine.generate(source, text, cfg, seeds(cfg, 3))
+    gc.collect()
+    assert live_tensors() == before
+
+
+def live_tensors() -> int:
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+
+def test_another_shape_or_setting_replaces_the_buffers(gpt: GPT) -> None:
+    engine = Engine(gpt)
+    for images, name in ((1, "drawn"), (3, "drawn"), (3, "greedy"), (1, "drawn")):
+        source, text = conditions(images)
+        cfg = SETTINGS[name]
+        plain = generate(gpt, source, text, cfg, seeds(cfg, images))
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, images)), plain)
+
+
+def test_weights_that_change_are_noticed() -> None:
+    """Packed copies of the weights would go on answering for the old model."""
+    model = small_gpt()
+    engine, cfg = Engine(model), SETTINGS["greedy"]
+    source, text = conditions(2)
+    before = engine.generate(source, text, cfg)
+    with torch.no_grad():
+        model.layers[0].feed_forward.w2.weight.mul_(-1)
+    after = engine.generate(source, text, cfg)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, generate(model, source, text, cfg))
+
+
+def test_progress_and_numbers_count_every_code(gpt: GPT) -> None:
+    engine, counted = Engine(gpt), []
+    source, text = conditions(2)
+    forced = torch.where(torch.arange(16) < 10, source, -1)
+    engine.generate(source, text, SETTINGS["greedy"], forced=forced, progress=counted.append)
+    assert sum(counted) == 2 * 16
+    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)
+    assert engine.numbers.bytes > 0 and engine.numbers.ms_per_token > 0
+    total = engine.numbers + engine.numbers
+    assert (total.images, total.steps) == (4, 12)
+    assert "ms a token" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
+
+
+def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
+    with pytest.raises(ValueError, match="needs seeds"):
+        Engine(gpt).generate(*conditions(1), SamplingConfig())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_the_same_codes(gpt: GPT) -> None:
+    engine = Engine(gpt, compile=True)
+    for name in ("drawn", "greedy"):
+        cfg = SETTINGS[name]
+        source, text = conditions(3)
+        plain = generate(gpt, source, text, cfg, seeds(cfg, 3))
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+
+
+def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    source, text = conditions(1)
+    plain = generate(gpt, source, text, SETTINGS["greedy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", broken_compiler)
+        for _ in range(2):
+            assert torch.equal(Engine(gpt, compile=True).generate(source, text, SETTINGS["greedy"]), plain)
+    assert capsys.readouterr().err.count("torch.compile failed (no compiler here)") == 1
+
+
+def broken_compiler(function: object, **options: object) -> None:
+    raise RuntimeError("no compiler here")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
+@pytest.mark.parametrize("compile", [None, False])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
+    """The captured step against the plain loop on the GPU, twice: the second call captures nothing."""
+    model, cfg = small_gpt().cuda(), SETTINGS[settings]
+    source, text = (values.cuda() for values in conditions(3))
+    engine = Engine(model, compile)
+    plain = generate(model, source, text, cfg, seeds(cfg, 3))
+    for _ in range(2):
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+        prepared = dict(engine._steps)
+    assert engine._steps == prepared
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="measures GPU memory")
+def test_gpu_memory_does_not_grow() -> None:
+    model, cfg = small_gpt().cuda(), SETTINGS["drawn"]
+    source, text = (values.cuda() for values in conditions(3))
+    engine = Engine(model)
+    engine.generate(source, text, cfg, seeds(cfg, 3))
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        engine.generate(source, text, cfg, seeds(cfg, 3))
+    assert torch.cuda.memory_allocated() == before

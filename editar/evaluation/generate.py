@@ -43,7 +43,7 @@ def generate(pipeline: EditPipeline, checkpoint: Path, jobs: list[EditJob], fold
     todo = [i for i, file in enumerate(files) if not file.is_file()]
     world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
     mine = todo[world.rank :: world.size]
-    size = pipeline.cfg.sampling.batch_size
+    size = pipeline.batch_size
     with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not world.is_main) as bar:
         for start in range(0, len(mine), size):
             part = mine[start : start + size]

@@ -55,7 +55,7 @@ class FastGPT:
         self.cfg, self.model = model.cfg, model
         self.device, self.dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
         product = PackedProduct if pack and can_pack(model.output.weight) else Product
-        self.blocks = [FastBlock(layer, product) for layer in model.layers]
+        self.blocks = [FastBlock(layer, product) for layer in model.layers]  # type: ignore[arg-type]
         self.head = product(model.output.weight)
         table = rope_table(self.cfg)
         self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)

@@ -54,7 +54,8 @@ class SharedCache:
 
         def parts(size: int, length: int, bias: torch.Tensor | None = None) -> list[Part]:
             shape = (cfg.n_layer, 2, size, length, cfg.head_dim)
-            return [Part(*layer, bias) for layer in torch.zeros(shape, device=device, dtype=dtype)]
+            buffers = torch.zeros(shape, device=device, dtype=dtype)
+            return [Part(keys, values, bias) for keys, values in buffers]
 
         self.image = parts(copies, cfg.image_tokens)
         self.text = parts(copies * groups.branches, len(self.text_bias), self.text_bias)

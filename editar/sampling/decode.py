@@ -15,7 +15,7 @@ from editar.config import SamplingConfig
 from editar.model.gpt import GPT, KVCache
 
 
-def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance on logits (paper eq. 5)."""
     return uncond + (cond - uncond) * scale
 
@@ -82,8 +82,8 @@ def generate(
 ) -> torch.Tensor:
     """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
 
-    `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens
-    0..c+1, afterwards the conditional logits are used alone (as the official loop counts).
+    `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
+    needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1, afterwards the conditional logits are used alone (as the official loop counts).
     """
     batch, length = source_codes.shape
     guided = cfg.cfg_scale > 1

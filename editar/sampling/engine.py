@@ -101,7 +101,7 @@ class Engine:
     def __init__(self, model: GPT, compile: bool | None = None) -> None:
         self.model = model
         self.compile = compile
-        self.numbers: Numbers | None = None  # of the newest call
+        self.numbers = Numbers()  # of the newest call
         self._fast: FastGPT | None = None
         self._session: Session | None = None
         self._steps: dict[int, Callable[[], None]] = {}
@@ -122,7 +122,7 @@ class Engine:
 
         As `decode.generate`, with `samples` results per image and one stream of `seeds` for each
         result. `forced` (I, N) holds given target codes, -1 where one is to be chosen. `progress` is
-        called with the number of codes written since the last time.
+        called with the number of codes written, over all results, since the last time.
         """
         if seeds is None and not cfg.greedy:
             raise ValueError("generate needs seeds unless cfg.greedy is set")
@@ -168,7 +168,7 @@ class Engine:
                 self._step(session, slot)
                 slot += 1
             if progress is not None:
-                progress(slot - before)
+                progress((slot - before) * len(session.codes))
 
     def _enter(self, groups: Groups, cfg: SamplingConfig) -> Session:
         """The session of this shape and these settings: the last one if it fits, else a new one."""
@@ -215,9 +215,11 @@ def known_runs(forced: torch.Tensor | None, length: int) -> list[tuple[int, int]
 def prepare(session: Session, bucket: int) -> Callable[[], None]:
     """The step over `bucket` target positions: compiled, on a GPU also captured; eager where that fails."""
     eager = partial(session.step, bucket, True)
-    compiled = partial(torch.compile(session.step, dynamic=False), bucket, True)
-    for name, step in (("torch.compile", compiled), ("the capture", eager)):
+    for name in ("torch.compile", "the capture"):
         try:
+            step = eager
+            if name == "torch.compile":
+                step = partial(torch.compile(session.step, dynamic=False), bucket, True)
             with torch._dynamo.config.patch(recompile_limit=64):  # every shape and bucket is its own
                 warm_up(session, step)
             return capture(session, step) if session.position.is_cuda else step

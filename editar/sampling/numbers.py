@@ -16,11 +16,11 @@ class Numbers:
     """Sums over one or several generations. `steps` counts decode steps (one token of every row),
     `bytes` what those steps had to read."""
 
-    images: int
-    prefill_s: float
-    decode_s: float
-    steps: int
-    bytes: float
+    images: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    steps: int = 0
+    bytes: float = 0.0
 
     def __add__(self, other: Numbers) -> Numbers:
         mine, theirs = vars(self), vars(other)
