@@ -83,7 +83,8 @@ def generate(
     """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
 
     `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
-    needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1, afterwards the conditional logits are used alone (as the official loop counts).
+    needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1,
+    afterwards the conditional logits are used alone (as the official loop counts).
     """
     batch, length = source_codes.shape
     guided = cfg.cfg_scale > 1
