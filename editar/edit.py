@@ -29,7 +29,7 @@ def edit(cfg: EditConfig) -> list[Path]:
         raise ConfigError("instruction is empty; say what to change")
     pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile)
     tokens = pipeline.gpt.cfg.image_tokens
-    with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token", leave=False) as bar:
+    with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:
         edits = pipeline(
             picture,
             cfg.instruction,
