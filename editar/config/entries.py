@@ -131,6 +131,7 @@ class EditConfig:
     overwrite: bool = False
     device: str = "auto"
     compile: bool | None = None  # the sampling step; null = on a GPU
+    int8: bool = False  # 8-bit weights on a CPU: faster, slightly different results
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
 
     def resolve(self) -> None:

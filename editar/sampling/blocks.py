@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from editar.model.gpt import GPT, Block
 from editar.model.rope import apply_rope, rope_table
 from editar.sampling.cache import Groups, Part, SharedCache, attend
-from editar.sampling.products import PackedProduct, Product, can_pack
+from editar.sampling.products import Product
 
 
 class FastBlock:
@@ -51,10 +51,9 @@ class FastBlock:
 class FastGPT:
     """A GPT's weights as the engine reads them. `stale` tells when the model has changed since."""
 
-    def __init__(self, model: GPT, pack: bool) -> None:
+    def __init__(self, model: GPT, product: type[Product] = Product) -> None:
         self.cfg, self.model = model.cfg, model
         self.device, self.dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
-        product = PackedProduct if pack and can_pack(model.output.weight) else Product
         self.blocks = [FastBlock(layer, product) for layer in model.layers]  # type: ignore[arg-type]
         self.head = product(model.output.weight)
         table = rope_table(self.cfg)

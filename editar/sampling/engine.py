@@ -20,6 +20,7 @@ from editar.sampling.blocks import FastGPT
 from editar.sampling.cache import Groups, SharedCache
 from editar.sampling.decode import SampleSeeds, draw_tokens, guide, probabilities
 from editar.sampling.numbers import Clock, Numbers, step_bytes
+from editar.sampling.products import pick_product
 
 BUCKETS = 4  # compiled or captured steps per generation, each over a longer stretch of target positions
 LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores
@@ -96,11 +97,11 @@ class Engine:
 
     compile  True compiles the step (and captures it on a GPU), False runs it eagerly, None compiles
              on a GPU only.
+    int8     rounds the weights to 8 bits (CPU): faster, the codes are no longer those of the plain loop.
     """
 
-    def __init__(self, model: GPT, compile: bool | None = None) -> None:
-        self.model = model
-        self.compile = compile
+    def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False) -> None:
+        self.model, self.compile, self.int8 = model, compile, int8
         self.numbers = Numbers()  # of the newest call
         self._fast: FastGPT | None = None
         self._session: Session | None = None
@@ -174,7 +175,8 @@ class Engine:
         """The session of this shape and these settings: the last one if it fits, else a new one."""
         if self._fast is None or self._fast.stale:
             self.release()
-            self._fast = FastGPT(self.model, pack=not self._compiles)
+            weight = self.model.output.weight
+            self._fast = FastGPT(self.model, pick_product(weight, self._compiles, self.int8))
         session = self._session
         if session is None or session.groups != groups or session.cfg != cfg:
             self._session, self._steps = None, {}  # the old buffers go before the new ones come

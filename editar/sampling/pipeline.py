@@ -34,11 +34,9 @@ from editar.sampling.numbers import Numbers
 class EditPipeline:
     """Tokenizer, text encoder and GPT of one run, ready to edit. `numbers` tells what sampling cost so far."""
 
-    def __init__(
-        self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder, compile: bool | None = None
-    ) -> None:
+    def __init__(self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder, **engine: Any) -> None:
         self.cfg, self.gpt, self.tokenizer, self.text = cfg, gpt, tokenizer, text
-        self.engine = Engine(gpt, compile)
+        self.engine = Engine(gpt, **engine)
         self.numbers = Numbers()
 
     @classmethod
@@ -48,10 +46,12 @@ class EditPipeline:
         device: str | torch.device = "auto",
         sampling: dict[str, Any] | None = None,
         compile: bool | None = None,
+        int8: bool = False,
     ) -> EditPipeline:
         """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors.
 
-        `sampling` overrides the run's own sampling settings; `compile` is the engine's (None: on a GPU).
+        `sampling` overrides the run's own sampling settings; `compile` (None: on a
+        GPU) and `int8` are the engine's.
         """
         folder = Path(path)
         for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
@@ -66,7 +66,7 @@ class EditPipeline:
         load_vq(tokenizer, folder)
         for module in (gpt, tokenizer):
             module.to(place).eval().requires_grad_(False)
-        return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place), compile)
+        return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place), compile=compile, int8=int8)
 
     @property
     def device(self) -> torch.device:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
+
+from editar.config import ConfigError
 
 # Above this many rows the packed product gains nothing (docs/log.md).
 FEW_ROWS = 64
@@ -19,13 +23,13 @@ class Product:
         return F.linear(x, self.weight)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(F.linear(x, self.weight))
+        return F.silu(self(x))
 
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        return factor * F.linear(x, self.weight)
+        return factor * self(x)
 
     def plus(self, x: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
-        return term + F.linear(x, self.weight)
+        return term + self(x)
 
 
 class PackedProduct(Product):
@@ -63,3 +67,34 @@ def can_pack(weight: torch.Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+class Int8Product(Product):
+    """Weights rounded to 8 bits per output channel, inputs per call; for any number of rows."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
+        scale = self.weight.abs().amax(1).clamp(min=1e-8).double() / 127
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces a move of its quantised tensors
+            rounded = torch.quantize_per_channel(
+                self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
+            )
+        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
+
+
+def pick_product(weight: torch.Tensor, compiles: bool, int8: bool) -> type[Product]:
+    """How to multiply with weights like this one. Raises ConfigError where int8 cannot be had."""
+    place = weight.device.type
+    if int8:
+        if place != "cpu" or weight.dtype != torch.float32 or compiles:
+            raise ConfigError(
+                f"int8=true needs a float32 model on a CPU, not compiled; this one is {weight.dtype} on {place}"
+            )
+        if not hasattr(torch.ops.quantized, "linear_dynamic"):
+            raise ConfigError(f"int8=true needs a torch with quantized.linear_dynamic; {torch.__version__} has none")
+        return Int8Product
+    return PackedProduct if not compiles and can_pack(weight) else Product
