@@ -26,6 +26,10 @@ class FastBlock:
             product(linear.weight) for linear in (feed_forward.w1, feed_forward.w3, feed_forward.w2)
         )
 
+    @property
+    def bytes(self) -> int:
+        return sum(product.bytes for product in (self.qkv, self.wo, self.w1, self.w3, self.w2))
+
     def project(
         self, x: torch.Tensor, rope: torch.Tensor, images: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -63,6 +67,11 @@ class FastGPT:
         if self.cfg.rope.learned:
             self.places = model.pos_embeddings(0, self.cfg.sequence_tokens).detach().to(self.dtype)
         self._made_from = self._identity()
+
+    @property
+    def bytes(self) -> int:
+        """Weights that one step reads."""
+        return sum(block.bytes for block in self.blocks) + self.head.bytes
 
     @property
     def stale(self) -> bool:

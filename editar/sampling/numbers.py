@@ -69,9 +69,7 @@ class Clock:
 
 def step_bytes(fast: FastGPT, cache: SharedCache) -> float:
     """Bytes one decode step reads: every matrix once, the shared keys and values, half of the target's."""
-    matrices = [*fast.model.layers.parameters(), fast.model.output.weight]
-    weights = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
-    return weights + cache.prefix_bytes + cache.target_bytes / 2
+    return fast.bytes + cache.prefix_bytes + cache.target_bytes / 2
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:

@@ -19,6 +19,11 @@ class Product:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
 
+    @property
+    def bytes(self) -> int:
+        """What one product with few rows reads."""
+        return self.weight.nbytes
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
 
@@ -81,6 +86,10 @@ class Int8Product(Product):
                 self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
             )
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+
+    @property
+    def bytes(self) -> int:
+        return self.weight.numel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
