@@ -9,13 +9,16 @@ Random weights, random prefixes, guidance 3, greedy; in float32 both sides must 
 bfloat16 the share that agrees is reported. The plain loop is LlamaGen's: both branches in full, a cache
 of full length under a full mask, keys copied by `repeat_interleave`, logits of the whole prefix, Python
 per token. Its cost per token does not depend on the position, so `--plain-tokens` may cut it short;
-the engine always writes whole images. Times are wall times, medians over alternating repeats.
+the engine always writes whole images. Times are wall times (or see
+`--cpu-time`), medians over alternating repeats.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--plain-tokens", type=int, default=10**9)
     parser.add_argument("--eager", action="store_true", help="no compiled or captured step")
     parser.add_argument("--int8", action="store_true", help="the engine's 8-bit weights (CPU)")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU instead of wall seconds: one thread, busy machine")
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -54,6 +58,7 @@ def main() -> None:
     print(f"GPT-{options.gpt.upper()}, {options.size} px, {options.dtype}, {device}, {options.threads} threads")
     print(f"copy bandwidth {bandwidth:.1f} GB/s")
     engine = Engine(model, compile=False if options.eager else None, int8=options.int8)
+    engine.timer = time.process_time if options.cpu_time else time.perf_counter
     rows = []
     for batch in options.batches:
         rows.append(measure(model, engine, batch, options.repeats, options.plain_tokens))
@@ -93,9 +98,8 @@ def measure(model: GPT, engine: Engine, batch: int, repeats: int, plain_tokens: 
         engine.generate(source, text, settings)  # compiles and captures
     laps: dict[str, list[float]] = {"plain_prefill": [], "plain_step": [], "prefill": [], "step": []}
     for _ in range(repeats):
-        plain, seconds = plain_generate(model, source, text, settings, tokens)
+        plain, seconds = plain_generate(model, source, text, settings, tokens, engine.timer)
         fast = engine.generate(source, text, settings)
-        assert engine.numbers is not None
         laps["plain_prefill"].append(seconds[0])
         laps["plain_step"].append(seconds[1] / (tokens - 1))
         laps["prefill"].append(engine.numbers.prefill_s)
@@ -124,11 +128,16 @@ def measure(model: GPT, engine: Engine, batch: int, repeats: int, plain_tokens: 
 
 @torch.no_grad()
 def plain_generate(
-    model: GPT, source: torch.Tensor, text: torch.Tensor, settings: SamplingConfig, tokens: int
+    model: GPT,
+    source: torch.Tensor,
+    text: torch.Tensor,
+    settings: SamplingConfig,
+    tokens: int,
+    timer: Callable[[], float],
 ) -> tuple[torch.Tensor, tuple[float, float]]:
     """Codes (B, tokens) and the seconds of prefill and of the other tokens."""
     loop = PlainLoop(model, 2 * len(source))
-    clock = Clock(source.device)
+    clock = Clock(source.device, timer)
     drop = torch.arange(2 * len(source), device=source.device) >= len(source)
     image = model.tok_embeddings(torch.cat([source, source]))
     caption = model.cls_embedding(torch.cat([text, text]), drop)

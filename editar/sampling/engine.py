@@ -7,6 +7,7 @@ per bucket of positions; on a CPU it runs eagerly over exactly the positions wri
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -102,6 +103,7 @@ class Engine:
 
     def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False) -> None:
         self.model, self.compile, self.int8 = model, compile, int8
+        self.timer = time.perf_counter  # what `numbers` are measured with
         self.numbers = Numbers()  # of the newest call
         self._fast: FastGPT | None = None
         self._session: Session | None = None
@@ -136,7 +138,7 @@ class Engine:
         if forced is not None:
             session.forced.copy_(forced.repeat_interleave(samples, dim=0))
         runs = known_runs(forced, length)
-        clock = Clock(session.codes.device)
+        clock = Clock(session.codes.device, self.timer)
         known = runs[0][1] if runs and runs[0][0] == 0 else 0
         logits = session.start(source_codes, text, drop_image, known)
         prefill = clock.lap()

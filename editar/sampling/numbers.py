@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +51,16 @@ class Numbers:
 
 
 class Clock:
-    """Wall time between laps; on a GPU each lap waits for the work handed in."""
+    """Time between laps; on a GPU each lap waits for the work handed in."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, timer: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.timer = device, timer
         self._last = self._now()
 
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.timer()
 
     def lap(self) -> float:
         now = self._now()
