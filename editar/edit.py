@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from editar.config import ConfigError, EditConfig
 from editar.images import load_image, resize_and_crop, save_image, side_by_side
 from editar.runtime.entry import run
+from editar.runtime.log import say
+from editar.sampling.numbers import copy_bandwidth
 from editar.sampling.pipeline import EditPipeline
 
 
@@ -24,8 +27,18 @@ def edit(cfg: EditConfig) -> list[Path]:
     picture = load_image(cfg.image)
     if not cfg.instruction.strip():
         raise ConfigError("instruction is empty; say what to change")
-    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling)
-    edits = pipeline(picture, cfg.instruction, num_samples=cfg.num_samples)
+    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8)
+    tokens = pipeline.gpt.cfg.image_tokens
+    with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:
+        edits = pipeline(
+            picture,
+            cfg.instruction,
+            num_samples=cfg.num_samples,
+            mask=cfg.mask,
+            mask_dilate=cfg.mask_dilate,
+            progress=bar.update,
+        )
+    say(pipeline.numbers.line(tokens, copy_bandwidth(pipeline.device)))
     for name, image in zip(names, edits, strict=True):
         save_image(image, name)
     source = np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))

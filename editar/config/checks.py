@@ -63,4 +63,5 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise ConfigError(f"sampling.top_k={cfg.top_k} must not be negative (0 = off)")
     if not 0 <= cfg.top_p <= 1:
         raise ConfigError(f"sampling.top_p={cfg.top_p} must lie in [0, 1] (1 = off)")
-    check_positive("sampling.batch_size", cfg.batch_size)
+    if cfg.batch_size < 0:
+        raise ConfigError(f"sampling.batch_size={cfg.batch_size} must not be negative (0 = as many as fit)")

@@ -127,12 +127,18 @@ class EditConfig:
     checkpoint: str = MISSING
     output: str = "outputs/edit.png"
     num_samples: int = 1
+    mask: str | None = None  # a picture of the image's size, white where the edit may change something
+    mask_dilate: int = 1  # codes by which the mask grows
     overwrite: bool = False
     device: str = "auto"
+    compile: bool | None = None  # the sampling step; null = on a GPU
+    int8: bool = False  # 8-bit weights on a CPU: faster, slightly different results
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
 
     def resolve(self) -> None:
         check_positive("num_samples", self.num_samples)
+        if self.mask_dilate < 0:
+            raise ConfigError(f"mask_dilate={self.mask_dilate} must not be negative")
 
 
 @dataclass

@@ -37,7 +37,7 @@ class SamplingConfig:
     top_p: float = 1.0
     greedy: bool = False
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int = 8  # results sampled at once, 0 = as many as fit in the free memory
 
 
 @dataclass

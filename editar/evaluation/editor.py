@@ -43,7 +43,7 @@ class ModelEditor:
 
     def __init__(self, pipeline: EditPipeline, checkpoint: Path) -> None:
         self.pipeline, self.checkpoint = pipeline, checkpoint
-        self.size, self.batch = pipeline.cfg.image_size, pipeline.cfg.sampling.batch_size
+        self.size, self.batch = pipeline.cfg.image_size, pipeline.batch_size
 
     def describe(self) -> dict[str, object]:
         return {

@@ -1,6 +1,6 @@
 """From a prefix to target codes: guidance, filtering, drawing, token by token.
 
-This is the plain, readable loop. Rules from EditAR generate_edit.py: guidance only where
+This is the plain, readable loop, the reference of `engine`. Rules from EditAR generate_edit.py: guidance only where
 cfg_scale > 1; both halves keep the source image, only the second half's text is the null table;
 combined = uncond + (cond - uncond) * scale, before temperature, top-k and top-p, in that order.
 """
@@ -15,7 +15,7 @@ from editar.config import SamplingConfig
 from editar.model.gpt import GPT, KVCache
 
 
-def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance on logits (paper eq. 5)."""
     return uncond + (cond - uncond) * scale
 
@@ -78,11 +78,13 @@ def generate(
     cfg: SamplingConfig,
     seeds: SampleSeeds | None = None,
     drop_image: torch.Tensor | None = None,
+    forced: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
 
-    `seeds` is needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens
-    0..c+1, afterwards the conditional logits are used alone (as the official loop counts).
+    `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
+    needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1,
+    afterwards the conditional logits are used alone (as the official loop counts).
     """
     batch, length = source_codes.shape
     guided = cfg.cfg_scale > 1
@@ -106,5 +108,8 @@ def generate(
         scale = cfg.cfg_scale if cfg.cfg_interval < 0 or position <= cfg.cfg_interval + 1 else 1.0
         mixed = guide(logits[:batch], logits[batch:], scale) if guided else logits
         probs = probabilities(mixed, cfg)
-        codes.append(probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform[position]))
+        token = probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform[position])
+        if forced is not None:
+            token = torch.where(forced[:, position] >= 0, forced[:, position], token)
+        codes.append(token)
     return torch.stack(codes, dim=1)

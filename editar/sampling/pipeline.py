@@ -2,10 +2,12 @@
 
 pipeline = EditPipeline.from_pretrained("reference/nano")
 images = pipeline(image, "make the red circle blue", cfg_scale=1.5, seed=0, num_samples=4)
+images = pipeline(image, "make the red circle blue", mask="mask.png")  # the rest keeps the source's codes
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,34 @@ from editar.model.gpt import GPT
 from editar.model.weights import load_gpt, load_vq
 from editar.runtime.device import pick_device
 from editar.runtime.files import CheckpointError
-from editar.sampling.decode import SampleSeeds, generate
+from editar.sampling.batching import automatic_batch, in_batches
+from editar.sampling.decode import SampleSeeds
+from editar.sampling.engine import Engine, Progress
+from editar.sampling.masks import given_codes, load_mask
+from editar.sampling.numbers import Numbers
 
 
 class EditPipeline:
-    """Tokenizer, text encoder and GPT of one run, ready to edit."""
+    """Tokenizer, text encoder and GPT of one run, ready to edit. `numbers` tells what sampling cost so far."""
 
-    def __init__(self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder) -> None:
+    def __init__(self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder, **engine: Any) -> None:
         self.cfg, self.gpt, self.tokenizer, self.text = cfg, gpt, tokenizer, text
+        self.engine = Engine(gpt, **engine)
+        self.numbers = Numbers()
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "auto", sampling: dict[str, Any] | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        sampling: dict[str, Any] | None = None,
+        compile: bool | None = None,
+        int8: bool = False,
     ) -> EditPipeline:
         """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors.
 
-        `sampling` overrides the run's own sampling settings.
+        `sampling` overrides the run's own sampling settings; `compile` (None: on a
+        GPU) and `int8` are the engine's.
         """
         folder = Path(path)
         for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
@@ -52,11 +66,21 @@ class EditPipeline:
         load_vq(tokenizer, folder)
         for module in (gpt, tokenizer):
             module.to(place).eval().requires_grad_(False)
-        return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place))
+        return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place), compile=compile, int8=int8)
 
     @property
     def device(self) -> torch.device:
         return self.gpt.tok_embeddings.weight.device
+
+    @property
+    def batch_size(self) -> int:
+        """Results per batch by the run's settings, automatic where they say 0."""
+        return self._batch_size(self.cfg.sampling)
+
+    def _batch_size(self, settings: SamplingConfig) -> int:
+        weight = self.gpt.output.weight
+        branches = 2 if settings.cfg_scale > 1 else 1
+        return settings.batch_size or automatic_batch(self.gpt.cfg, weight.device, weight.dtype, branches)
 
     def __call__(
         self,
@@ -65,44 +89,97 @@ class EditPipeline:
         cfg_scale: float | None = None,
         seed: int | None = None,
         num_samples: int = 1,
+        mask: Image.Image | np.ndarray | str | Path | None = None,
+        mask_dilate: int = 1,
+        progress: Progress | None = None,
         **sampling: Any,
     ) -> list[Image.Image]:
-        """Edit one picture (PIL or a file) -> `num_samples` square RGB pictures of the model's size."""
+        """Edit one picture (PIL or a file) -> `num_samples` square RGB pictures of the model's size.
+
+        `mask`, of the picture's own size, is white where the edit may change something, grown by
+        `mask_dilate` codes; elsewhere the source's codes stay. `progress` is called with every number
+        of codes written, in all num_samples * N.
+        """
         changes = sampling | {k: v for k, v in (("cfg_scale", cfg_scale), ("seed", seed)) if v is not None}
         settings = override(self.cfg.sampling, changes, "sampling")
         check_sampling(settings)
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
         source = np.asarray(resize_and_crop(picture, self.cfg.image_size))
+        masks = None if mask is None else [load_mask(mask, picture.size, self.cfg.image_size)]
         ids = [f"sample-{draw}" for draw in range(num_samples)]
-        outputs = self.edit_arrays([source] * num_samples, [instruction] * num_samples, ids, settings)
+        outputs = self.edit_arrays([source], [instruction], ids, settings, masks, mask_dilate, num_samples, progress)
         return [Image.fromarray(output) for output in outputs]
 
     def edit_arrays(
-        self, sources: list[np.ndarray], instructions: list[str], ids: list[str], sampling: SamplingConfig | None = None
+        self,
+        sources: list[np.ndarray],
+        instructions: list[str],
+        ids: list[str],
+        sampling: SamplingConfig | None = None,
+        masks: list[np.ndarray] | None = None,
+        mask_dilate: int = 1,
+        samples: int = 1,
+        progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """Edit many pictures, (S, S, 3) uint8 each, in batches; `ids` choose each one's random stream."""
+        """Edit many pictures, (S, S, 3) uint8 each, in batches -> `samples` results each, picture by picture.
+
+        `ids`, one per result, choose its random stream. `masks` (S, S) bool and `progress` as in a call.
+        """
         settings = sampling or self.cfg.sampling
         size = self.cfg.image_size
         if any(source.shape != (size, size, 3) for source in sources):
             raise ConfigError(f"pictures must be {size}x{size}x3, found {sources[0].shape}")
-        for id, instruction in zip(ids, instructions, strict=True):
+        if len(ids) != samples * len(sources):
+            raise ConfigError(f"{len(sources)} pictures of {samples} samples need as many ids, found {len(ids)}")
+        for id, instruction in zip(ids[::samples], instructions, strict=True):
             if not instruction.strip():
                 raise ConfigError(f"the instruction of {id} is empty; say what to change")
+
+        def edit(pictures: slice, draws: slice) -> list[np.ndarray]:
+            codes = self.tokenizer.encode(batch_to_tensor(np.stack(sources[pictures])).to(self.device))
+            forced = None if masks is None else given_codes(codes, masks[pictures], mask_dilate)
+            count = draws.stop - draws.start
+            chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
+            codes = self.edit_codes(codes, instructions[pictures], chosen, settings, forced, count, progress)
+            return list(to_uint8(self.decode(codes)))
+
+        most = self._batch_size(settings)
         outputs: list[np.ndarray] = []
-        for start in range(0, len(sources), settings.batch_size):
-            part = slice(start, start + settings.batch_size)
-            codes = self.tokenizer.encode(batch_to_tensor(np.stack(sources[part])).to(self.device))
-            codes = self.edit_codes(codes, instructions[part], ids[part], settings)
-            outputs += list(to_uint8(self.decode(codes)))
+        if samples == 1:
+            for batch in in_batches(len(sources), most, lambda part: edit(part, slice(0, 1)), self._recover):
+                outputs += batch
+            return outputs
+        for i in range(len(sources)):
+            for batch in in_batches(samples, most, partial(edit, slice(i, i + 1)), self._recover):
+                outputs += batch
         return outputs
+
+    def _recover(self) -> None:
+        """After running out of memory: give back what a smaller batch does not need."""
+        self.engine.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def edit_codes(
-        self, source_codes: torch.Tensor, instructions: list[str], ids: list[str], settings: SamplingConfig
+        self,
+        source_codes: torch.Tensor,
+        instructions: list[str],
+        ids: list[str],
+        settings: SamplingConfig,
+        forced: torch.Tensor | None = None,
+        samples: int = 1,
+        progress: Progress | None = None,
     ) -> torch.Tensor:
-        """Source codes (B, N) int64 on the pipeline's device -> target codes (B, N)."""
+        """Source codes (I, N) int64 on the pipeline's device -> target codes (I * samples, N).
+
+        `forced` (I, N) holds codes that are given, -1 elsewhere; `ids` has one entry per result.
+        """
         text = self.text(instructions)
-        return generate(self.gpt, source_codes, text, settings, SampleSeeds(settings.seed, ids))
+        seeds = SampleSeeds(settings.seed, ids)
+        codes = self.engine.generate(source_codes, text, settings, seeds, None, forced, samples, progress)
+        self.numbers = self.numbers + self.engine.numbers
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ def write_preview(
     path: Path,
 ) -> Path:
     """Edit source codes (B, N) and write a sheet with half of the samples in each of two columns."""
-    size = pipeline.cfg.sampling.batch_size
+    size = pipeline.batch_size
     rows: list[list[np.ndarray]] = []
     for start in range(0, len(ids), size):
         part = slice(start, start + size)

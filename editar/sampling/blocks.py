@@ -1,0 +1,185 @@
+"""The transformer's blocks over a shared cache, with weights laid out for few rows.
+
+The same numbers as `GPT.prefill` and `GPT.decode`, which stay the readable reference.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from editar.model.gpt import GPT, Block
+from editar.model.rope import apply_rope, rope_table
+from editar.sampling.cache import Groups, Part, SharedCache, attend
+from editar.sampling.products import Product
+
+
+class FastBlock:
+    """One transformer block; no dropout, whatever the module's mode."""
+
+    def __init__(self, block: Block, product: type[Product]) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+        self.heads, self.kv_heads, self.width = attention.heads, attention.kv_heads, attention.head_dim
+        self.qkv, self.wo = product(attention.wqkv.weight), product(attention.wo.weight)
+        self.w1, self.w3, self.w2 = (
+            product(linear.weight) for linear in (feed_forward.w1, feed_forward.w3, feed_forward.w2)
+        )
+
+    @property
+    def bytes(self) -> int:
+        return sum(product.bytes for product in (self.qkv, self.wo, self.w1, self.w3, self.w2))
+
+    def project(
+        self, x: torch.Tensor, rope: torch.Tensor, images: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (R, s, D) -> scaled query (I, Hkv, R / I, rep, s, hd), key and value (R * Hkv, s, hd)."""
+        rows, s, _ = x.shape
+        heads = self.qkv(self.attention_norm(x)).view(rows, s, -1, self.width)
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        q, k = turn(qk, rope).split([self.heads, self.kv_heads], dim=2)
+        q = q.view(images, rows // images, s, self.kv_heads, -1, self.width).permute(0, 3, 1, 4, 2, 5)
+        k, v = (
+            t.view(images, rows // images, s, self.kv_heads, self.width).permute(0, 3, 1, 2, 4).flatten(0, 2)
+            for t in (k, v)
+        )
+        return torch.mul(q, self.width**-0.5).contiguous(), k, v
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Residual stream x (R, s, D) and attention's result (I, Hkv, R / I, rep, s, hd) -> (R, s, D)."""
+        x = self.wo.plus(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape), x)
+        normed = self.ffn_norm(x)
+        return self.w2.plus(self.w3.times(normed, self.w1.silu(normed)), x)
+
+
+class FastGPT:
+    """A GPT's weights as the engine reads them. `stale` tells when the model has changed since."""
+
+    def __init__(self, model: GPT, product: type[Product] = Product) -> None:
+        self.cfg, self.model = model.cfg, model
+        self.device, self.dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
+        self.blocks = [FastBlock(layer, product) for layer in model.layers]  # type: ignore[arg-type]
+        self.head = product(model.output.weight)
+        table = rope_table(self.cfg)
+        self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
+        self.rope = table.to(self.device)
+        self.places: torch.Tensor | None = None  # (S, D), learned positions
+        if self.cfg.rope.learned:
+            self.places = model.pos_embeddings(0, self.cfg.sequence_tokens).detach().to(self.dtype)
+        self._made_from = self._identity()
+
+    @property
+    def bytes(self) -> int:
+        """Weights that one step reads."""
+        return sum(block.bytes for block in self.blocks) + self.head.bytes
+
+    @property
+    def stale(self) -> bool:
+        return self._made_from != self._identity()
+
+    def _identity(self) -> list[tuple[int, int]]:
+        return [(weight.data_ptr(), weight._version) for weight in self.model.state_dict(keep_vars=True).values()]
+
+    def _placed(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        return x if self.places is None else x + self.places[start : start + x.shape[1]]
+
+    def prefill(
+        self,
+        source_codes: torch.Tensor,
+        text: torch.Tensor,
+        groups: Groups,
+        cache: SharedCache,
+        drop_image: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Source codes (I, N), text (I, L, C) -> logits of target code 0, (I * branches, V) float32.
+
+        The source image is read once for both branches; the second branch reads the null text.
+        """
+        image = self.model.tok_embeddings(source_codes)  # (I, N, D)
+        if drop_image is not None:
+            image = torch.where(drop_image[:, None, None], self.model.img_uncond_embedding.type_as(image), image)
+        caption = self.model.cls_embedding(text, None)[:, None]  # (I, 1, L, D)
+        if groups.branches == 2:
+            everywhere = torch.ones(len(text), dtype=torch.bool, device=text.device)
+            caption = torch.cat([caption, self.model.cls_embedding(text, everywhere)[:, None]], dim=1)
+        n, end = self.cfg.image_tokens, self.cfg.prefix_tokens
+        self._read_image(self._placed(image, 0), groups, cache)
+        x = self._placed(caption.flatten(0, 1).type_as(image), n)  # (I * C, L, D)
+        mask = causal_mask(x.shape[1], 0, x)
+        for index, block in enumerate(self.blocks):
+            q, k, v = block.project(x, self.rope[n:end], groups.images)
+            cache.store_text(index, k, v)
+            x = block.finish(x, attend(q, [cache.image[index], Part(k, v)], mask))
+        return self.logits(x[:, -1])
+
+    def _read_image(self, x: torch.Tensor, groups: Groups, cache: SharedCache) -> None:
+        """Fill the image part; x (I, N, D)."""
+        for index, block in enumerate(self.blocks):
+            q, k, v = block.project(x, self.rope[: x.shape[1]], groups.images)
+            part = cache.image[index]
+            part.keys.copy_(k)
+            part.values.copy_(v)
+            if block is self.blocks[-1]:
+                return  # nothing reads the last block's image rows
+            shape = (groups.images, block.kv_heads, 1, 1, *k.shape[1:])
+            k, v = (t.view(shape).expand_as(q).flatten(1, 3) for t in (k, v))
+            out = F.scaled_dot_product_attention(q.flatten(1, 3), k, v, is_causal=True, scale=1.0)
+            x = block.finish(x, out.view(q.shape))
+
+    def read(self, codes: torch.Tensor, start: int, groups: Groups, cache: SharedCache) -> None:
+        """Read known target codes (R, s) that stand at start, start + 1, ...; fills the cache, no logits."""
+        end, first = start + codes.shape[1], self.cfg.prefix_tokens + start
+        x = self._placed(self.model.tok_embeddings(codes), first)
+        mask = causal_mask(codes.shape[1], start, x)
+        for index, block in enumerate(self.blocks):
+            q, k, v = block.project(x, self.rope[first : first + codes.shape[1]], groups.images)
+            part = cache.target[index]
+            part.keys[:, start:end], part.values[:, start:end] = k, v
+            past = Part(part.keys[:, :end], part.values[:, :end])
+            x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
+
+    def step(
+        self, codes: torch.Tensor, position: torch.Tensor, length: int, masked: bool, groups: Groups, cache: SharedCache
+    ) -> torch.Tensor:
+        """Read target code `position`, (1,) int64, of each row, (R,) -> logits of the next, (R, V) float32.
+
+        All shapes are fixed by `length`, how many target positions are looked at; with `masked` those
+        after `position` do not count, without it `length` must be position + 1.
+        """
+        row = self.cfg.prefix_tokens + position
+        x = self.model.tok_embeddings(codes)[:, None]  # (R, 1, D)
+        if self.places is not None:
+            x = x + self.places.index_select(0, row)
+        rope = self.rope.index_select(0, row)
+        mask = None
+        if masked:
+            past_only = torch.arange(length, device=x.device) <= position
+            mask = torch.zeros(1, length, device=x.device, dtype=x.dtype).masked_fill(~past_only, -torch.inf)
+        for index, block in enumerate(self.blocks):
+            q, k, v = block.project(x, rope, groups.images)
+            part = cache.target[index]
+            if masked:
+                part.keys.index_copy_(1, position, k)
+                part.values.index_copy_(1, position, v)
+            else:
+                part.keys[:, length - 1 : length], part.values[:, length - 1 : length] = k, v
+            past = Part(part.keys[:, :length], part.values[:, :length])
+            x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
+        return self.logits(x[:, -1])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(self.model.norm(hidden)).float()
+
+
+def turn(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """`apply_rope`; in eager float32 as one complex product instead of a dozen small steps."""
+    if x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return apply_rope(x, rope)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.view_as_complex(rope)[:, None]).flatten(-2)
+
+
+def causal_mask(queries: int, start: int, like: torch.Tensor) -> torch.Tensor:
+    """(queries, start + queries), 0 where query i may see position j <= start + i, -inf elsewhere."""
+    mask = torch.full((queries, start + queries), -torch.inf, device=like.device, dtype=like.dtype)
+    return mask.triu(start + 1)

@@ -1,0 +1,123 @@
+"""Keys and values of one generation in three parts, each stored once for all rows that read it.
+
+Rows are ordered (image, branch, sample): I images, C guidance branches (1 or 2), M samples of one
+image and instruction, R = I * C * M. The sequence is causal and starts with the source image, so
+
+    image   keys of the source image         one copy per image, read by its C * M rows
+    text    keys of the text                 one copy per image and branch, read by M rows
+    target  keys of what was written so far  one copy per row
+
+Queries of the rows that share a copy stand in one matrix, so it is read from memory once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from editar.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How many images, guidance branches and samples a generation has."""
+
+    images: int
+    branches: int
+    samples: int
+
+    @property
+    def rows(self) -> int:
+        return self.images * self.branches * self.samples
+
+
+@dataclass
+class Part:
+    """keys, values (P, n, hd), P = images * kv heads * copies per image; `bias` (n,) is added to the scores."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+class SharedCache:
+    """Static buffers of one generation; `image`, `text` and `target` are one Part per layer."""
+
+    def __init__(
+        self, cfg: GPTConfig, groups: Groups, zero_text: torch.Tensor, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """zero_text (L,) bool: text positions whose rotary row is zero (`summarise`)."""
+        copies = groups.images * (cfg.n_kv_head or cfg.n_head)
+        self.zero_text = zero_text.to(device)
+        self.text_bias = summary_bias(zero_text).to(device, dtype)
+
+        def parts(size: int, length: int, bias: torch.Tensor | None = None) -> list[Part]:
+            shape = (cfg.n_layer, 2, size, length, cfg.head_dim)
+            buffers = torch.zeros(shape, device=device, dtype=dtype)
+            return [Part(keys, values, bias) for keys, values in buffers]
+
+        self.image = parts(copies, cfg.image_tokens)
+        self.text = parts(copies * groups.branches, len(self.text_bias), self.text_bias)
+        self.target = parts(copies * groups.branches * groups.samples, cfg.image_tokens)
+
+    def store_text(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep what decoding needs of the text's keys and values, (P, L, hd) each."""
+        part = self.text[layer]
+        if not self.zero_text.any():
+            part.keys.copy_(keys)
+            part.values.copy_(values)
+            return
+        part.keys[:, 1:] = keys[:, ~self.zero_text]
+        part.values[:, :1] = values[:, self.zero_text].mean(1, keepdim=True)
+        part.values[:, 1:] = values[:, ~self.zero_text]
+
+    @property
+    def prefix_bytes(self) -> int:
+        return _bytes([*self.image, *self.text])
+
+    @property
+    def target_bytes(self) -> int:
+        return _bytes(self.target)
+
+
+def _bytes(parts: list[Part]) -> int:
+    return sum(part.keys.nbytes + part.values.nbytes for part in parts)
+
+
+def summary_bias(zero_text: torch.Tensor) -> torch.Tensor:
+    """Score bias of the stored text positions.
+
+    Keys under a zero rotary row are zero, every score with them is 0 and all have the same weight:
+    n of them act as one zero key with bias log(n) whose value is their mean.
+    """
+    count = int(zero_text.sum())
+    if count == 0:
+        return torch.zeros(len(zero_text))
+    bias = torch.zeros(1 + len(zero_text) - count)
+    bias[0] = torch.tensor(float(count)).log()
+    return bias
+
+
+def attend(query: torch.Tensor, parts: list[Part], last_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """One softmax over several parts.
+
+    query (I, Hkv, C * M, rep, s, hd), already scaled; of the last part the s queries may see what
+    last_mask (s, n) allows, an additive 0 or -inf. Returns the query's shape.
+    """
+    flat, length, width = query.shape[:-1], query.shape[-2], query.shape[-1]
+    scores = []
+    for part in parts:
+        rows = query.view(part.keys.shape[0], -1, width)  # all queries that read this copy
+        score = torch.bmm(rows, part.keys.transpose(1, 2))
+        if part.bias is not None:
+            score = score + part.bias
+        scores.append(score.view(-1, length, part.keys.shape[1]))
+    if last_mask is not None:
+        scores[-1] = scores[-1] + last_mask
+    weights = torch.cat(scores, dim=-1).float().softmax(-1).to(query.dtype)
+    out = torch.zeros_like(query)
+    for part, weight in zip(parts, weights.split([part.keys.shape[1] for part in parts], dim=-1), strict=True):
+        copies, positions, _ = part.keys.shape
+        out = torch.baddbmm(out.view(copies, -1, width), weight.reshape(copies, -1, positions), part.values)
+    return out.view(*flat, width)

@@ -1,0 +1,259 @@
+"""The fast way from a prefix to target codes; `decode.generate` is the readable one it equals.
+
+Static buffers, the source image's keys stored once per image, only written positions read, guidance
+and drawing without a word to the host. On a GPU the step is compiled and captured in one CUDA graph
+per bucket of positions; on a CPU it runs eagerly over exactly the positions written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from editar.config import SamplingConfig
+from editar.model.gpt import GPT
+from editar.runtime.log import say
+from editar.sampling.blocks import FastGPT
+from editar.sampling.cache import Groups, SharedCache
+from editar.sampling.decode import SampleSeeds, draw_tokens, guide, probabilities
+from editar.sampling.numbers import Clock, Numbers, step_bytes
+from editar.sampling.products import pick_product
+
+BUCKETS = 4  # compiled or captured steps per generation, each over a longer stretch of target positions
+LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores
+
+Progress = Callable[[int], None]
+_said: set[str] = set()
+
+
+class Session:
+    """Everything one shape of generation needs, allocated once: cache, codes, random numbers.
+
+    `position` is the newest code written to `codes`, -1 before the first; `emit` writes the next.
+    """
+
+    def __init__(self, fast: FastGPT, groups: Groups, cfg: SamplingConfig) -> None:
+        self.fast, self.groups, self.cfg = fast, groups, cfg
+        length, place = fast.cfg.image_tokens, fast.device
+        self.cache = SharedCache(fast.cfg, groups, fast.zero_text, place, fast.dtype)
+        wide = groups.images * groups.samples
+        self.codes = torch.zeros(wide, length, dtype=torch.long, device=place)
+        self.forced = torch.full((wide, length), -1, dtype=torch.long, device=place)
+        self.uniform = torch.zeros(length, wide, dtype=torch.float64, device=place)
+        self.scale = torch.full((length,), cfg.cfg_scale, device=place)
+        if cfg.cfg_interval >= 0:
+            self.scale[cfg.cfg_interval + 2 :] = 1.0
+        self.position = torch.full((1,), -1, dtype=torch.long, device=place)
+
+    def emit(self, logits: torch.Tensor) -> None:
+        """Choose the next code of each sample from logits (R, V) and write it."""
+        slot = self.position + 1
+        branches = logits.view(self.groups.images, self.groups.branches, self.groups.samples, -1)
+        mixed = branches[:, 0].flatten(0, 1)
+        if self.groups.branches == 2:
+            mixed = guide(mixed, branches[:, 1].flatten(0, 1), self.scale.index_select(0, slot))
+        if self.cfg.greedy:
+            token = mixed.argmax(-1)
+        else:
+            token = draw_tokens(probabilities(mixed, self.cfg), self.uniform.index_select(0, slot)[0])
+        given = self.forced.index_select(1, slot)[:, 0]
+        self.codes.index_copy_(1, slot, torch.where(given >= 0, given, token)[:, None])
+        self.position.add_(1)
+
+    def rows(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (I * M, s) -> of each row, (R, s): both branches read the same."""
+        g = self.groups
+        return codes.view(g.images, 1, g.samples, -1).expand(-1, g.branches, -1, -1).reshape(g.rows, -1)
+
+    def step(self, length: int, masked: bool) -> None:
+        """Read the newest code of each row and write the next."""
+        newest = self.rows(self.codes.index_select(1, self.position))[:, 0]
+        self.emit(self.fast.step(newest, self.position, length, masked, self.groups, self.cache))
+
+    def start(
+        self, source: torch.Tensor, text: torch.Tensor, drop_image: torch.Tensor | None, known: int
+    ) -> torch.Tensor | None:
+        """Read the prefix -> logits of code 0 per row, (R, V); None where the first `known` > 0 codes are given."""
+        self.position.fill_(-1)
+        logits = self.fast.prefill(source, text, self.groups, self.cache, drop_image)
+        return None if known else logits.repeat_interleave(self.groups.samples, dim=0)
+
+    def skip(self, start: int, end: int) -> None:
+        """Write the given codes start..end - 1 and read what is unread, but the last of them."""
+        self.codes[:, start:end] = self.forced[:, start:end]
+        first = max(start - 1, 0)
+        if end < self.codes.shape[1]:
+            for begin in range(first, end - 1, LONGEST_READ):
+                stop = min(begin + LONGEST_READ, end - 1)
+                self.fast.read(self.rows(self.codes[:, begin:stop]), begin, self.groups, self.cache)
+        self.position.fill_(end - 1)
+
+
+class Engine:
+    """Generates with one model; packed weights, buffers and captured steps stay between calls.
+
+    compile  True compiles the step (and captures it on a GPU), False runs it eagerly, None compiles
+             on a GPU only.
+    int8     rounds the weights to 8 bits (CPU): faster, the codes are no longer those of the plain loop.
+    """
+
+    def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False) -> None:
+        self.model, self.compile, self.int8 = model, compile, int8
+        self.timer = time.perf_counter  # what `numbers` are measured with
+        self.numbers = Numbers()  # of the newest call
+        self._fast: FastGPT | None = None
+        self._session: Session | None = None
+        self._steps: dict[int, Callable[[], None]] = {}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        source_codes: torch.Tensor,
+        text: torch.Tensor,
+        cfg: SamplingConfig,
+        seeds: SampleSeeds | None = None,
+        drop_image: torch.Tensor | None = None,
+        forced: torch.Tensor | None = None,
+        samples: int = 1,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Source codes (I, N) and text (I, L, C) -> target codes (I * samples, N) int64.
+
+        As `decode.generate`, with `samples` results per image and one stream of `seeds` for each
+        result. `forced` (I, N) holds given target codes, -1 where one is to be chosen. `progress` is
+        called with the number of codes written, over all results, since the last time.
+        """
+        if seeds is None and not cfg.greedy:
+            raise ValueError("generate needs seeds unless cfg.greedy is set")
+        groups = Groups(len(source_codes), 2 if cfg.cfg_scale > 1 else 1, samples)
+        session = self._enter(groups, cfg)
+        length = source_codes.shape[1]
+        if seeds is not None and not cfg.greedy:
+            session.uniform.copy_(seeds.uniform(length))
+        session.forced.fill_(-1)
+        if forced is not None:
+            session.forced.copy_(forced.repeat_interleave(samples, dim=0))
+        runs = known_runs(forced, length)
+        clock = Clock(session.codes.device, self.timer)
+        known = runs[0][1] if runs and runs[0][0] == 0 else 0
+        logits = session.start(source_codes, text, drop_image, known)
+        prefill = clock.lap()
+        self._write_all(session, logits, runs, progress)
+        written = length - sum(end - start for start, end in runs)
+        self.numbers = Numbers(
+            images=groups.images * samples,
+            prefill_s=prefill,
+            decode_s=clock.lap(),
+            steps=written,
+            bytes=step_bytes(session.fast, session.cache) * written,
+        )
+        return session.codes.clone()
+
+    def _write_all(
+        self, session: Session, logits: torch.Tensor | None, runs: list[tuple[int, int]], progress: Progress | None
+    ) -> None:
+        """Write every code in order: given runs at once, the others one by one."""
+        ends = dict(runs)
+        slot, length = 0, session.codes.shape[1]
+        while slot < length:
+            before = slot
+            if slot in ends:
+                session.skip(slot, ends[slot])
+                slot = ends[slot]
+            elif slot == 0 and logits is not None:
+                session.emit(logits)
+                slot = 1
+            else:
+                self._step(session, slot)
+                slot += 1
+            if progress is not None:
+                progress((slot - before) * len(session.codes))
+
+    def _enter(self, groups: Groups, cfg: SamplingConfig) -> Session:
+        """The session of this shape and these settings: the last one if it fits, else a new one."""
+        if self._fast is None or self._fast.stale:
+            self.release()
+            weight = self.model.output.weight
+            self._fast = FastGPT(self.model, pick_product(weight, self._compiles, self.int8))
+        session = self._session
+        if session is None or session.groups != groups or session.cfg != cfg:
+            self._session, self._steps = None, {}  # the old buffers go before the new ones come
+            self._session = session = Session(self._fast, groups, replace(cfg))
+        return session
+
+    def _step(self, session: Session, slot: int) -> None:
+        """Write code `slot` of every sample from the `slot` codes before it."""
+        if not self._compiles:
+            session.step(slot, masked=False)
+            return
+        stretch = -(-session.codes.shape[1] // BUCKETS)
+        bucket = min(-(-slot // stretch) * stretch, session.codes.shape[1])
+        if bucket not in self._steps:
+            self._steps[bucket] = prepare(session, bucket)
+        self._steps[bucket]()
+
+    @property
+    def _compiles(self) -> bool:
+        return self.model.output.weight.device.type == "cuda" if self.compile is None else self.compile
+
+    def release(self) -> None:
+        """Give back packed weights, buffers and captured steps."""
+        self._fast = self._session = None
+        self._steps = {}
+
+
+def known_runs(forced: torch.Tensor | None, length: int) -> list[tuple[int, int]]:
+    """Stretches [start, end) of at least two codes that are given in every row of forced (I, N)."""
+    if forced is None:
+        return []
+    known = [False, *(forced >= 0).all(0).tolist(), False]
+    starts = [i for i in range(length) if known[i + 1] and not known[i]]
+    ends = [i for i in range(1, length + 1) if known[i] and not known[i + 1]]
+    return [(start, end) for start, end in zip(starts, ends, strict=True) if end - start > 1]
+
+
+def prepare(session: Session, bucket: int) -> Callable[[], None]:
+    """The step over `bucket` target positions: compiled, on a GPU also captured; eager where that fails."""
+    eager = partial(session.step, bucket, True)
+    for name in ("torch.compile", "the capture"):
+        try:
+            step = eager
+            if name == "torch.compile":
+                step = partial(torch.compile(session.step, dynamic=False), bucket, True)
+            with torch._dynamo.config.patch(recompile_limit=64):  # every shape and bucket is its own
+                warm_up(session, step)
+            return capture(session, step) if session.position.is_cuda else step
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in every way there is; sampling must go on
+            say_once(f"sampling: {name} failed ({str(error).splitlines()[0]}); going on without it, slower")
+    return eager
+
+
+def warm_up(session: Session, step: Callable[[], None]) -> None:
+    """Run a step and take it back: what it writes is written again by the next run."""
+    step()
+    session.position.sub_(1)
+
+
+def capture(session: Session, step: Callable[[], None]) -> Callable[[], None]:
+    """Record one step as a CUDA graph (the session's tensors never move) -> its replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm_up(session, step)  # libraries allocate their workspaces on a stream's first use
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        say(text)

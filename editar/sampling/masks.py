@@ -1,0 +1,51 @@
+"""Which target codes an edit may choose: a mask over the picture becomes given codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from editar.config import ConfigError
+from editar.images import load_image, resize_and_crop
+
+
+def load_mask(mask: Image.Image | np.ndarray | str | Path, picture: tuple[int, int], size: int) -> np.ndarray:
+    """A mask as `size` x `size` bool, True where the edit may change something.
+
+    `mask` is a file, a PIL picture or an array (H, W), bright (> 127, or True) where the edit goes. It
+    has the width and height of `picture`, or is already size x size, and is cropped like the picture;
+    a pixel counts when any part of it is bright. Raises ConfigError for another shape.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.ndim != 2:
+            raise ConfigError(f"a mask is (height, width), found {mask.shape}")
+        bright = mask if mask.dtype == bool else mask > 127
+    else:
+        loaded = mask if isinstance(mask, Image.Image) else load_image(mask)
+        bright = np.asarray(loaded.convert("L")) > 127
+    if bright.shape[::-1] not in (picture, (size, size)):
+        raise ConfigError(
+            f"the mask is {bright.shape[1]}x{bright.shape[0]}, the picture {picture[0]}x{picture[1]}; "
+            f"they must match (or the mask be {size}x{size})"
+        )
+    levels = Image.fromarray(bright.astype(np.uint8) * 255)
+    return np.asarray(resize_and_crop(levels, size, Image.Resampling.BOX)) > 0
+
+
+def given_codes(source_codes: torch.Tensor, masks: list[np.ndarray], dilate: int) -> torch.Tensor:
+    """Source codes (I, N) and a (S, S) bool mask each -> (I, N) int64: the source's own code where it
+    stays, -1 where a code touches the mask or lies within `dilate` codes of it.
+
+    Raises ConfigError for a mask without a True pixel.
+    """
+    if not all(mask.any() for mask in masks):
+        raise ConfigError("the mask is empty: nothing may change; paint the place to edit white")
+    grid = round(source_codes.shape[1] ** 0.5)
+    pixels = torch.from_numpy(np.stack(masks)).float()[:, None]
+    touched = F.adaptive_max_pool2d(pixels, grid)  # (I, 1, g, g)
+    touched = F.max_pool2d(touched, 2 * dilate + 1, stride=1, padding=dilate).flatten(1) > 0
+    return torch.where(touched.to(source_codes.device), -1, source_codes)

@@ -1,0 +1,109 @@
+"""Matrix products for few rows: what follows a product is fused into it where the library can."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from editar.config import ConfigError
+
+# Above this many rows the packed product gains nothing (docs/log.md).
+FEW_ROWS = 64
+
+
+class Product:
+    """x (..., in) -> x @ weight.T, (..., out), alone or with what follows it."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight.detach()
+
+    @property
+    def bytes(self) -> int:
+        """What one product with few rows reads."""
+        return self.weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(self(x))
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return factor * self(x)
+
+    def plus(self, x: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
+        return term + self(x)
+
+
+class PackedProduct(Product):
+    """A copy of the weight in oneDNN's blocked layout: on AVX2 cores two float32 rows then cost what
+    one does, where the plain product costs nearly double."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
+        self.blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight, 2)
+        self.unary = torch.ops.mkldnn._linear_pointwise.default
+        self.binary = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.unary(x, self.blocked, None, "none", [], "") if few(x) else super().__call__(x)
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return self.unary(x, self.blocked, None, "swish", [], "") if few(x) else super().silu(x)
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return self.binary(x, factor, self.blocked, None, "mul") if few(x) else super().times(x, factor)
+
+    def plus(self, x: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
+        return self.binary(x, term, self.blocked, None, "add") if few(x) else super().plus(x, term)
+
+
+def few(x: torch.Tensor) -> bool:
+    return x.numel() <= FEW_ROWS * x.shape[-1]
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether this torch and place have oneDNN's blocked float32 products."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class Int8Product(Product):
+    """Weights rounded to 8 bits per output channel, inputs per call; for any number of rows."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
+        scale = self.weight.abs().amax(1).clamp(min=1e-8).double() / 127
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces a move of its quantised tensors
+            rounded = torch.quantize_per_channel(
+                self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
+            )
+        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+
+    @property
+    def bytes(self) -> int:
+        return self.weight.numel()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=True)
+
+
+def pick_product(weight: torch.Tensor, compiles: bool, int8: bool) -> type[Product]:
+    """How to multiply with weights like this one. Raises ConfigError where int8 cannot be had."""
+    place = weight.device.type
+    if int8:
+        if place != "cpu" or weight.dtype != torch.float32 or compiles:
+            raise ConfigError(
+                f"int8=true needs a float32 model on a CPU, not compiled; this one is {weight.dtype} on {place}"
+            )
+        if not hasattr(torch.ops.quantized, "linear_dynamic"):
+            raise ConfigError(f"int8=true needs a torch with quantized.linear_dynamic; {torch.__version__} has none")
+        return Int8Product
+    return PackedProduct if not compiles and can_pack(weight) else Product
