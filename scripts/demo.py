@@ -46,13 +46,15 @@ class Bench:
         self.instructions = [sample.instruction for sample in self.samples]
 
     def score(
-        self, pipeline: EditPipeline, name: str, shuffle: bool = False, **sampling: float
+        self, pipeline: EditPipeline, name: str, shuffle: bool = False, masked: bool = False, **sampling: float
     ) -> tuple[Column, Summary]:
-        """Edit and judge every sample; `shuffle` gives each the instruction of another."""
+        """Edit and judge every sample; `shuffle` gives each the instruction of another, `masked` tells
+        the sampler where the edit goes."""
         instructions = shuffled(self.instructions) if shuffle else self.instructions
         settings = override(pipeline.cfg.sampling, sampling, "sampling")
         ids = [sample.id for sample in self.samples]
-        outputs = pipeline.edit_arrays([s.source for s in self.samples], instructions, ids, settings)
+        masks = [sample.mask for sample in self.samples] if masked else None
+        outputs = pipeline.edit_arrays([s.source for s in self.samples], instructions, ids, settings, masks)
         return self.judge(outputs, name)
 
     def judge(self, outputs: list[np.ndarray], name: str) -> tuple[Column, Summary]:
@@ -116,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     reference = EditPipeline.from_pretrained(args.reference)
     shown, summaries["reference"] = bench.score(reference, "reference")
     _, summaries["shuffled text"] = bench.score(reference, "shuffled", shuffle=True)
+    _, summaries["with the mask"] = bench.score(reference, "masked", masked=True)
     _, summaries["tokenizer alone"] = bench.judge(reference.reconstruct([s.target for s in bench.samples]), "ceiling")
     few = Bench(args.samples // 3)
     sweep = {scale: few.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
@@ -159,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     intro = (
         f"{args.samples} held-out samples of eight tasks at 64 px. 'reference' ships with the repository; "
         f"'from scratch' was trained just now ({args.tokenizer_steps} tokenizer steps, {args.gpt_steps} GPT steps). "
-        "'shuffled text' gives each source another sample's instruction; 'tokenizer alone' passes the true target "
+        "'shuffled text' gives each source another sample's instruction; 'with the mask' lets only codes in and "
+        "around the true edit mask change (translations have none); 'tokenizer alone' passes the true target "
         f"through the VQ tokenizer, the best any model on its codes can do. Wall time {minutes}."
     )
     write_report(

@@ -40,7 +40,9 @@ def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> 
     assert "http" not in report.replace("http-equiv", "")  # nothing is fetched when it is opened
     assert Image.open(out / "grid.png").size[0] > 64
     metrics = json.loads((out / "metrics.json").read_text())
-    assert {"reference", "shuffled text", "tokenizer alone", "from scratch", "untrained"} <= metrics["systems"].keys()
+    assert {"reference", "shuffled text", "with the mask", "tokenizer alone", "from scratch", "untrained"} <= metrics[
+        "systems"
+    ].keys()
     assert metrics["systems"]["reference"]["overall"]["count"] == 8
     assert set(metrics["guidance_sweep"]) == {"1.0", "1.5", "2.0", "3.0"}
     scores = json.loads((out / "pie_bench" / "scores" / "scores.json").read_text())
