@@ -113,7 +113,9 @@ def test_bystanders_and_wrong_objects_where_there_are_several() -> None:
     assert {"wrong object", "damage"} <= {name for name, _ in counterfactuals(plan)}
 
 
-def test_scenes_can_be_kept_small() -> None:
-    easy = NanoWorld("train", 80, most_shapes=1)
+def test_how_many_shapes_a_scene_has_can_be_chosen() -> None:
+    easy = NanoWorld("train", 80, counts=[1])
     assert {len(easy.plan(i).source.shapes) for i in range(80)} == {1}
+    hard = NanoWorld("train", 80, counts=[2, 3, 3])
+    assert {len(hard.plan(i).source.shapes) for i in range(80)} == {2, 3}
     assert {len(NanoWorld("train", 80).plan(i).source.shapes) for i in range(80)} == {1, 2, 3}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from editar.config.checks import ConfigError, check_choice, check_positive
 
 KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+SHAPE_COUNTS = (1, 2, 2, 3)
 
 
 @dataclass
@@ -61,7 +62,9 @@ class NanoDataConfig:
     train_samples: int = 20000
     heldout_samples: int = 256
     seed: int = 0
-    most_shapes: int = 3  # in a training scene before an edit; fewer are learnt sooner
+    # How many shapes a training scene has before an edit: each drawn equally often, but the more there are the
+    # likelier they overlap and are drawn again. Held-out scenes always have the default.
+    shape_counts: list[int] = field(default_factory=lambda: list(SHAPE_COUNTS))
 
 
 @dataclass
@@ -76,8 +79,10 @@ class DataConfig(NanoDataConfig):
     max_bad_share: float = 0.01  # more unreadable rows than this stop the run
 
     def check(self) -> None:
-        for key in ("train_samples", "heldout_samples", "most_shapes"):
+        for key in ("train_samples", "heldout_samples"):
             check_positive(f"data.{key}", getattr(self, key))
+        if not self.shape_counts or not all(1 <= count <= 3 for count in self.shape_counts):
+            raise ConfigError(f"data.shape_counts={self.shape_counts} must hold numbers from 1 to 3, at least one")
         for name, source in self.sources.items():
             source.check(name)
         if self.build_cache and self.cache is None:

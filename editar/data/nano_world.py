@@ -8,12 +8,14 @@ gradient backgrounds only: a photograph is not determined by edges and a caption
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from editar.config.data import SHAPE_COUNTS
 from editar.conditions import canny_condition, colour_labels, depth_condition
 from editar.data import nano_scene as ns
 from editar.data.nano_scene import Background, Scene, Shape
@@ -79,10 +81,10 @@ class Plan:
 class NanoWorld(Dataset[EditSample]):
     """`world[i]` is EditSample i of a split; `world.plan(i)` is the scenes behind it."""
 
-    def __init__(self, split: str, samples: int, seed: int = 0, most_shapes: int = 3) -> None:
+    def __init__(self, split: str, samples: int, seed: int = 0, counts: Sequence[int] = SHAPE_COUNTS) -> None:
         if split not in ("train", "heldout"):
             raise ValueError(f"split {split!r} is not train or heldout")
-        self.split, self.samples, self.seed, self.most_shapes = split, samples, seed, most_shapes
+        self.split, self.samples, self.seed, self.counts = split, samples, seed, tuple(counts)
 
     def __len__(self) -> int:
         return self.samples
@@ -94,7 +96,7 @@ class NanoWorld(Dataset[EditSample]):
         task = TASKS[index % len(TASKS)]
         heldout = self.split == "heldout"
         while True:
-            plan = _draw_plan(rng, task, f"{self.split}-{index:06d}", heldout, self.most_shapes)
+            plan = _draw_plan(rng, task, f"{self.split}-{index:06d}", heldout, self.counts)
             if plan is not None and plan.source.heldout == heldout and plan.target.heldout == heldout:
                 return plan
 
@@ -115,9 +117,9 @@ def _draw_background(rng: random.Random, heldout: bool, kinds: tuple[str, ...]) 
     return Background(kind, tuple(names))
 
 
-def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], most_shapes: int) -> Scene | None:
+def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], counts: tuple[int, ...]) -> Scene | None:
     """1-3 shapes that differ in colour and in kind and do not touch; None when they do."""
-    count = min(most_shapes, rng.choice((1, 2, 2, 3)))
+    count = rng.choice(counts)
     names = rng.sample(ns.KINDS, count)
     colours = rng.sample(tuple(ns.COLOURS), count)
     nears = rng.sample((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), count)
@@ -130,11 +132,11 @@ def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], most_
     return Scene(tuple(shapes), _draw_background(rng, heldout, kinds))
 
 
-def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, most_shapes: int) -> Plan | None:
+def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, counts: tuple[int, ...]) -> Plan | None:
     kinds = ("plain", "plain", "gradient") * 2
     if task in EDITS:
         kinds = (*kinds[:-1], "photo")
-    scene = _draw_scene(rng, heldout, kinds, most_shapes)
+    scene = _draw_scene(rng, heldout, kinds, counts)
     if scene is None:
         return None
     index = rng.randrange(len(scene.shapes))

@@ -171,9 +171,10 @@ class Source:
         self.heldout = -(-data.heldout_samples // len(data.sources))
         self.table: Any = None  # stays None where only the codes are at hand
         if cfg.kind == "nano":
-            splits = [("train", data.train_samples), ("heldout", self.heldout)]
-            self.table = ConcatDataset([NanoWorld(split, size, data.seed, data.most_shapes) for split, size in splits])
-            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}-{data.most_shapes}"
+            train = NanoWorld("train", data.train_samples, data.seed, data.shape_counts)
+            self.table = ConcatDataset([train, NanoWorld("heldout", self.heldout, data.seed)])
+            counts = "".join(str(count) for count in data.shape_counts)
+            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}-{counts}"
             self.size = data.train_samples
             return
         try:
