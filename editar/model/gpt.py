@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from editar.config import GPTConfig
 from editar.model.rope import apply_rope, rope_table
@@ -61,6 +62,7 @@ class GPT(nn.Module):
         self.output = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.teacher_dim is not None:
             self.alignment = nn.Conv2d(cfg.dim, cfg.teacher_dim, 2, stride=2)
+        self.recompute = False  # activation checkpointing: keep each block's input only, run it again backwards
         self._rope: torch.Tensor | None = None
         self.init_weights()
 
@@ -84,20 +86,35 @@ class GPT(nn.Module):
         drop_image: torch.Tensor | None = None,
         drop_text: torch.Tensor | None = None,
     ) -> GPTOutput:
-        """Teacher forcing.
+        """Teacher forcing -> logits of every target code and the student's features.
 
         source_codes, target_codes (B, N) int64; text (B, L, C) float; drop_image, drop_text (B,)
         bool, True where that condition is replaced by its null table.
         """
+        hidden = self.hidden(source_codes, text, target_codes, drop_image, drop_text)  # (B, N, D)
+        logits = self.output(hidden).float()  # (B, N, V)
+        return GPTOutput(logits, self.align(hidden) if self.cfg.teacher_dim is not None else None)
+
+    def hidden(
+        self,
+        source_codes: torch.Tensor,
+        text: torch.Tensor,
+        target_codes: torch.Tensor,
+        drop_image: torch.Tensor | None = None,
+        drop_text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Teacher forcing up to the final norm, at the positions that predict target codes -> (B, N, D);
+        arguments as `forward`."""
         prefix = self._embed_prefix(source_codes, text, drop_image, drop_text)  # (B, N + L, D)
         target = self.tok_embeddings(target_codes[:, :-1])  # (B, N - 1, D)
         x = self._add_positions(torch.cat([prefix, target.type_as(prefix)], dim=1), 0)  # (B, S - 1, D)
         rope = self.rope(x.device)[: x.shape[1]]  # (S - 1, hd/2, 2)
         for layer in self.layers:
-            x = layer(x, rope)
-        hidden = self.norm(x[:, self.cfg.prefix_tokens - 1 :])  # (B, N, D)
-        logits = self.output(hidden).float()  # (B, N, V)
-        return GPTOutput(logits, self.align(hidden) if self.cfg.teacher_dim is not None else None)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rope, use_reentrant=False)
+            else:
+                x = layer(x, rope)
+        return self.norm(x[:, self.cfg.prefix_tokens - 1 :])  # (B, N, D)
 
     def prefill(
         self,

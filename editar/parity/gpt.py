@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from editar.config import DropConfig, GPTConfig, SamplingConfig
+from editar.config import DropConfig, GPTConfig, LossConfig, SamplingConfig
 from editar.model.gpt import GPT, KVCache
 from editar.model.rope import rope_table
 from editar.parity import gpt_training
 from editar.parity.checks import Check, Entries, Golden, GoldenError, Skipped
 from editar.runtime.files import load_state
 from editar.sampling.decode import generate, guide
-from editar.training.losses import condition_drops, token_loss
+from editar.training.losses import Objective, condition_drops
 
 CACHED = ("decode.pt", "greedy.json")
 
@@ -154,9 +154,10 @@ def check_forward(
             continue
         with torch.no_grad():
             output = model(source, text, target, *drops(golden, stored["rand"]))
+            scores = Objective(model, LossConfig())(source, text, target, *drops(golden, stored["rand"]))
         title = f"forward {name}"
         yield golden.scaled(f"{title} logits", output.logits, stored["logits"])
-        yield golden.scaled(f"{title} loss", token_loss(output.logits, target), stored["loss"])
+        yield golden.scaled(f"{title} loss", scores.terms["token"], stored["loss"])
         nll = F.cross_entropy(output.logits.transpose(1, 2), target, reduction="none")  # (B, N)
         yield golden.scaled(f"{title} loss per token", nll, stored["per_token_nll"])
         if "valid" in cases and name == "none":

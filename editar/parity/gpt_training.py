@@ -10,7 +10,7 @@ import torch
 from editar.config import DropConfig, LossConfig, OptimConfig
 from editar.model.gpt import GPT
 from editar.parity.checks import Check, Entries, Golden
-from editar.training.losses import condition_drops, losses, token_loss
+from editar.training.losses import Objective, condition_drops
 from editar.training.optim import make_optimizers
 
 
@@ -41,8 +41,9 @@ def check_gradients(golden: Golden, model: GPT, inputs: Entries) -> Iterator[Che
 def cross_entropy(golden: Golden, model: GPT, inputs: Entries, rand: torch.Tensor) -> torch.Tensor:
     masks = (mask.to(golden.device) for mask in condition_drops(rand, DropConfig()))
     target = golden.put(inputs["edited_img_indices"])
-    output = model(golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"]), target, *masks)
-    return token_loss(output.logits, target)
+    objective = Objective(model, LossConfig())
+    scores = objective(golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"]), target, *masks)
+    return scores.terms["token"]
 
 
 def compare_gradients(golden: Golden, title: str, model: GPT, stored: Entries) -> Iterator[Check]:
@@ -101,9 +102,9 @@ def one_step(
     uniform = torch.full((len(target),), float(stored["rand"]))
     masks = (mask.to(golden.device) for mask in condition_drops(uniform, DropConfig()))
     model.train()
-    output = model(golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"]), target, *masks)
-    teacher = golden.put(stored["distill_target"])
-    terms = losses(output, target, teacher, LossConfig(distill_weight=stored["distill_loss_weight"]))
+    objective = Objective(model, LossConfig(distill_weight=stored["distill_loss_weight"]))
+    source, text = golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"])
+    terms = objective(source, text, target, *masks, golden.put(stored["distill_target"])).terms
     total = torch.stack([term.float() for term in terms.values()]).sum()
     model.zero_grad()
     total.backward()

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from editar.config import GPTConfig, OptimConfig, SamplingConfig
+from editar.config import GPTConfig, LossConfig, OptimConfig, SamplingConfig
 from editar.encoders.vq import VQModel
 from editar.images import load_image, preprocess
 from editar.model.gpt import GPT
 from editar.model.weights import read_file
 from editar.parity import gpt, vq
 from editar.parity.checks import Check, Entries, Golden, Skipped
-from editar.training.losses import token_loss
+from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 
 LOAD_KEY = "load_into_edit_model_distill_"
@@ -98,10 +99,11 @@ def compare_forward(
     source, text, target = gpt.prompts(golden, stored)
     masks = (None, None) if rand is None else gpt.drops(golden, rand)
     output = model.train()(source, text, target, *masks)
+    loss = Objective(model, LossConfig())(source, text, target, *masks).terms["token"]
     model.eval()
     checks = [
         golden.scaled(f"{title} logits", output.logits, stored[key.format("logits")]),
-        golden.scaled(f"{title} loss", token_loss(output.logits, target), stored[key.format("loss")]),
+        golden.scaled(f"{title} loss", loss, stored[key.format("loss")]),
     ]
     if key == "train_{}_no_drop" and output.features is not None and "features_dinov2" in stored:
         checks.append(golden.scaled(f"{title} features", output.features, stored["features_dinov2"]))
@@ -137,7 +139,7 @@ def check_text_to_image(golden: Golden, cfg: GPTConfig, keys: Entries, stored: E
     _, text, target = gpt.prompts(golden, stored)
     logits = text_to_image_logits(model, text, target)
     yield golden.scaled("t2i itself logits", logits, stored["upstream_t2i_train_logits"])
-    yield golden.scaled("t2i itself loss", token_loss(logits, target), stored["upstream_t2i_train_loss"])
+    yield golden.scaled("t2i itself loss", F.cross_entropy(logits.transpose(1, 2), target), stored["upstream_t2i_train_loss"])
 
 
 @torch.no_grad()
