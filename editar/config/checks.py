@@ -52,6 +52,8 @@ def check_gpt(cfg: GPTConfig) -> None:
 def check_optim(cfg: OptimConfig) -> None:
     check_choice("optim.name", cfg.name, ("adamw", "muon"))
     check_choice("optim.schedule", cfg.schedule, ("constant", "cosine", "linear"))
+    if not 0 <= cfg.ema_decay < 1:
+        raise ConfigError(f"optim.ema_decay={cfg.ema_decay:g} must lie in [0, 1) (0 = no average)")
 
 
 def check_sampling(cfg: SamplingConfig) -> None:

@@ -25,7 +25,11 @@ from editar.config.training import LossConfig, OptimConfig, SamplingConfig, Wand
 
 @dataclass
 class TrainConfig:
-    """`python -m editar.train`: train the GPT on codes."""
+    """`python -m editar.train`: train the GPT on codes.
+
+    `global_batch` holds on any number of processes that divides it; a process handles at most
+    `micro_batch` samples at once and accumulates gradients over the rest of its share.
+    """
 
     output_dir: str = MISSING
     seed: int = 0
@@ -33,15 +37,23 @@ class TrainConfig:
     steps: int = 40000
     global_batch: int = 64
     micro_batch: int = 8
-    precision: str = "bf16"  # bf16 autocast | fp32
-    compile: bool = False
+    precision: str = "bf16"  # bf16 autocast over float32 weights | fp32
+    compile: bool = False  # each block
+    parallel: str = "ddp"  # ddp | fsdp (shards weights, gradients and moments; for the larger sizes)
+    activation_checkpointing: bool = False  # keep each block's input only: less memory, a third more work
     num_workers: int = 4
     log_every: int = 10
     eval_every: int = 1000
     save_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones
+    keep_every: int = 0  # and every step that is a multiple of this; 0 = none
+    async_checkpoints: bool = True  # write them while training goes on
     resume: str = "auto"  # auto | never
     init_from: str | None = None
+    skip_nonfinite: int = 0  # steps with a non-finite loss or gradient that may be left out; one more stops the run
+    timeout_s: int = 1800  # a process that waits longer than this for the others gives up
+    dry_run: bool = False  # build everything without weights, print what the run would need, check it, stop
+    profile: bool = False  # write a torch profiler trace of three early steps to OUTPUT_DIR/profile
     device: str = "auto"
     gpt: GPTConfig = field(default_factory=GPTConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -71,12 +83,19 @@ class TrainConfig:
         check_gpt(gpt)
         self.data.check()
         check_choice("precision", self.precision, ("bf16", "fp32"))
+        check_choice("parallel", self.parallel, ("ddp", "fsdp"))
+        if self.parallel == "fsdp" and self.optim.name == "muon":
+            raise ConfigError("optim.name=muon needs whole matrices, parallel=fsdp shards them; take adamw or ddp")
         check_choice("resume", self.resume, ("auto", "never"))
         check_choice("teacher.name", self.teacher.name, ("none", "dinov2", "clip", "hog"))
         check_optim(self.optim)
         check_sampling(self.sampling)
-        for key in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "eval_every"):
+        every = ("log_every", "save_every", "eval_every")
+        for key in ("steps", "global_batch", "micro_batch", *every, "keep_checkpoints", "timeout_s"):
             check_positive(key, getattr(self, key))
+        for key in ("keep_every", "skip_nonfinite"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key}={getattr(self, key)} must not be negative")
         total = self.drop.text + self.drop.image + self.drop.both
         if min(self.drop.text, self.drop.image, self.drop.both) < 0 or total > 1:
             raise ConfigError(f"drop.* must be >= 0 and sum to at most 1, found a sum of {total:g}")

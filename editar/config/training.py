@@ -21,6 +21,7 @@ class OptimConfig:
     schedule: str = "constant"  # constant | cosine | linear
     warmup_steps: int = 0
     final_lr_ratio: float = 0.0
+    ema_decay: float = 0.0  # running average of the weights, for instance 0.9999; 0 = none (the paper)
 
 
 @dataclass

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from editar.config.data import SHAPE_COUNTS
 from editar.conditions import canny_condition, colour_labels, depth_condition
+from editar.config.data import SHAPE_COUNTS
 from editar.data import nano_scene as ns
 from editar.data.nano_scene import Background, Scene, Shape
 from editar.data.sample import EditSample

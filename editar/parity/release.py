@@ -139,7 +139,8 @@ def check_text_to_image(golden: Golden, cfg: GPTConfig, keys: Entries, stored: E
     _, text, target = gpt.prompts(golden, stored)
     logits = text_to_image_logits(model, text, target)
     yield golden.scaled("t2i itself logits", logits, stored["upstream_t2i_train_logits"])
-    yield golden.scaled("t2i itself loss", F.cross_entropy(logits.transpose(1, 2), target), stored["upstream_t2i_train_loss"])
+    loss = F.cross_entropy(logits.transpose(1, 2), target)
+    yield golden.scaled("t2i itself loss", loss, stored["upstream_t2i_train_loss"])
 
 
 @torch.no_grad()

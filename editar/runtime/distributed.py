@@ -6,14 +6,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from editar.runtime.device import pick_device
+from editar.runtime.files import one_line
 
 T = TypeVar("T")
+
+
+class LostProcess(RuntimeError):
+    """Another process of the job died or does not answer; what went wrong is told there."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,11 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average of each value over ranks."""
-        if self.size == 1:
-            return values
-        packed = torch.tensor(list(values.values()), device=self.device, dtype=torch.float64)
-        dist.all_reduce(packed)
+    def mean(self, values: dict[str, torch.Tensor | float]) -> dict[str, float]:
+        """Average of each scalar over ranks; one transfer from the device for all of them."""
+        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values.values()])
+        if self.size > 1:
+            dist.all_reduce(packed)
         return dict(zip(values, (packed / self.size).tolist(), strict=True))
 
     def gather(self, value: T) -> list[T]:
@@ -48,8 +53,11 @@ class World:
 
 
 @contextmanager
-def distributed(device: str) -> Iterator[World]:
-    """Join the job that torchrun describes in the environment, leave it at the end."""
+def distributed(device: str, timeout_s: int = 1800) -> Iterator[World]:
+    """Join the job that torchrun describes in the environment, leave it at the end.
+
+    A process that waits for the others longer than `timeout_s` raises.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if place.type == "cuda":
@@ -57,8 +65,13 @@ def distributed(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"  # checkpoints are gathered on the CPU
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield World(rank, size, place)
+    except RuntimeError as error:  # gloo has no type of its own for it, nccl's is a RuntimeError too
+        if "onnection" in str(error) or isinstance(error, dist.DistError):
+            raise LostProcess(f"process {rank} of {size} lost the others: {one_line(error)}") from error
+        raise
     finally:
         dist.destroy_process_group()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
 from editar.config import CONFIG_DIR, ConfigError, explain, to_dataclass
+from editar.runtime.distributed import LostProcess
+from editar.runtime.log import say
+from editar.runtime.stop import EXIT_STOPPED, Stopped
 
 T = TypeVar("T")
 
@@ -62,15 +66,28 @@ def run(
         return
     try:
         action(load_config(cls, name, arguments))
-    except user_errors() as error:
+    except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{program or f'editar.{name}'}: {error}", file=sys.stderr)
+            say(f"{program or f'editar.{name}'}: {stopped}")
+        raise SystemExit(EXIT_STOPPED) from None
+    except user_errors() as error:
+        _let_others_speak(error)
+        print(f"{program or f'editar.{name}'}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _let_others_speak(error: Exception) -> None:
+    """Of several processes only one should tell an error. The first speaks at once; torchrun then ends the
+    others while they wait here. What a lost connection hides is told where it happened."""
+    if isinstance(error, LostProcess):
+        time.sleep(20)
+    elif os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Errors whose text is written for the user."""
     from editar.images import ImageError
-    from editar.runtime.files import CheckpointError, DataError
+    from editar.runtime.files import CheckpointError, DataError, TrainingError
 
-    return (ConfigError, DataError, ImageError, CheckpointError)
+    return (ConfigError, DataError, ImageError, CheckpointError, TrainingError, LostProcess)

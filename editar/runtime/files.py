@@ -22,6 +22,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit; one line for the user."""
 
 
+class TrainingError(ValueError):
+    """A training that cannot go on; one line for the user."""
+
+
 class DataError(ValueError):
     """A data set that is missing, damaged or not what was expected; one line for the user."""
 
@@ -90,14 +94,25 @@ def checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# What may change when a run continues: none of it alters what a step computes, but the length of
-# the run moves the end of a decaying learning rate.
+# What may change when a run continues: none of it alters what a step computes beyond rounding, but the
+# length of the run moves the end of a decaying learning rate.
 MAY_CHANGE = (
     "steps",
+    "micro_batch",
+    "parallel",
+    "compile",
+    "activation_checkpointing",
+    "device",
     "log_every",
     "eval_every",
     "save_every",
     "keep_checkpoints",
+    "keep_every",
+    "async_checkpoints",
+    "skip_nonfinite",
+    "timeout_s",
+    "dry_run",
+    "profile",
     "num_workers",
     "output_dir",
     "wandb",

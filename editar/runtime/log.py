@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from editar.config import WandbConfig
 
@@ -22,6 +27,16 @@ def duration(seconds: float) -> str:
     minutes, secs = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one sample costs, for the rates of a log line: positions read, FLOPs of forward and backward,
+    and the job's peak FLOP/s (None: not known, no MFU)."""
+
+    tokens: int
+    flops: float
+    peak_flops: float | None
 
 
 class MetricLogger:
@@ -39,11 +54,13 @@ class MetricLogger:
         unit: str = "samples",
         wandb: WandbConfig | None = None,
         active: bool = True,
+        costs: Costs | None = None,
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self.total_steps, self.unit, self.active = total_steps, unit, active
+        self.total_steps, self.unit, self.active, self.costs = total_steps, unit, active, costs
         self.run: Any = None
         self._last = (time.perf_counter(), start_step)
+        self._waited_s = 0.0
         if not active:
             return
         self._keep_rows_before(start_step)
@@ -57,24 +74,51 @@ class MetricLogger:
         kept = [line for line in rows if json.loads(line)["step"] <= start_step]
         self.path.write_text("".join(line + "\n" for line in kept))
 
-    def log(self, step: int, values: dict[str, float], units_per_step: int = 0) -> None:
-        """Record `values` after `step` steps; with `units_per_step`, add the rate and the time left."""
+    def has(self, step: int, name: str) -> bool:
+        """Whether the file holds a row of `step` with `name`."""
+        if not self.active or not self.path.exists():
+            return False
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return any(row["step"] == step and name in row for row in rows)
+
+    def log(self, step: int, values: dict[str, float], units_per_step: int = 0, waited_s: float = 0.0) -> None:
+        """Record `values` after `step` steps; with `units_per_step`, add rates, memory, the share of the time
+        spent waiting for data (`waited_s`: seconds of it since this process began) and the time left.
+
+        A value that is not finite is null in the file.
+        """
         if not self.active:
             return
         now = time.perf_counter()
         seconds, steps = now - self._last[0], step - self._last[1]
-        row: dict[str, float] = {"step": step, **values}
+        row: dict[str, float | None] = {"step": step}
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = f"step {step}/{self.total_steps}  " + "  ".join(f"{k} {_short(v)}" for k, v in values.items())
         if units_per_step and steps > 0:
-            row[f"{self.unit}_per_s"] = steps * units_per_step / seconds
-            left = (self.total_steps - step) * seconds / steps
-            line += f"  {row[f'{self.unit}_per_s']:.1f} {self.unit}/s  {duration(left)} left"
-            self._last = (now, step)
+            rates = self._rates(steps * units_per_step / seconds, (waited_s - self._waited_s) / seconds)
+            row |= rates
+            line += f"  {rates[f'{self.unit}_per_s']:.1f} {self.unit}/s"
+            if "mfu" in rates:
+                line += f"  MFU {100 * rates['mfu']:.1f} %"
+            if self.costs is not None:
+                line += f"  {rates['memory_gb']:.1f} GB  data wait {100 * rates['data_wait']:.0f} %"
+            line += f"  {duration((self.total_steps - step) * seconds / steps)} left"
+            self._last, self._waited_s = (now, step), waited_s
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         say(line)
         if self.run is not None:
-            self.run.log(values, step=step)
+            self.run.log({name: value for name, value in row.items() if name != "step"}, step=step)
+
+    def _rates(self, units_per_s: float, data_wait: float) -> dict[str, float]:
+        rates = {f"{self.unit}_per_s": units_per_s}
+        if self.costs is None:
+            return rates
+        flops = units_per_s * self.costs.flops
+        rates |= {"tokens_per_s": units_per_s * self.costs.tokens, "tflops_per_s": flops / 1e12}
+        if self.costs.peak_flops is not None:
+            rates["mfu"] = flops / self.costs.peak_flops
+        return rates | {"memory_gb": peak_memory() / 1e9, "data_wait": data_wait}
 
     def log_image(self, step: int, name: str, path: Path) -> None:
         if self.active and self.run is not None:
@@ -89,6 +133,14 @@ class MetricLogger:
     def close(self) -> None:
         if self.run is not None:
             self.run.finish()
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: of the GPU where there is one, else of main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def _short(value: float) -> str:

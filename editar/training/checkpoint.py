@@ -1,61 +1,178 @@
 """Checkpoints of a training run: everything needed to go on exactly, written atomically.
 
-`resume` continues with weights, optimiser, step and RNG of the same run; `init_from` takes weights
-only. A checkpoint is a folder `checkpoints/step_0001000/` that appears by one rename; the newest
-weights are also put at `model.safetensors`, where `editar.edit` and `editar.eval` look.
+`resume` continues with weights, moments and step of the same run; `init_from` takes weights only. A
+checkpoint is a folder `checkpoints/step_0001000/` that torch.distributed.checkpoint (DCP) fills, every
+process its share, and that appears by one rename; it fits any number of processes, DDP or FSDP. There
+is no RNG in it: dropout is a function of (seed, step, rank), draws of (seed, draw).
+
+The newest weights are also put at `model.safetensors`, where `editar.edit` and `editar.eval` look.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from editar.runtime.files import CheckpointError, load_state, load_weights, save_weights
+from editar.runtime.distributed import World
+from editar.runtime.files import CheckpointError, one_line, save_weights, write_json
+from editar.training.ema import Ema
+from editar.training.parallel import full_state
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # one process: meant
+FAILURES = (Exception, CheckpointException)  # DCP's own, which is a BaseException, wraps what went wrong on any process
+State = dict[str, Any]  # nested dicts whose leaves are tensors
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    rng: list[torch.Tensor],
-    keep: int,
-) -> None:
-    """Write step's checkpoint and the current weights, then drop all but the newest `keep`."""
-    root = folder / "checkpoints"
-    final = root / f"step_{step:07d}"
-    partial = root / f".step_{step:07d}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_weights(model.state_dict(), partial / "model.safetensors")
-    state = {"step": step, "optimizers": [o.state_dict() for o in optimizers], "rng": rng}
-    torch.save(state, partial / "state.pt")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    save_weights(model.state_dict(), folder / "model.safetensors", {"step": str(step)})
-    for old in sorted(root.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+class Checkpointer:
+    """Writes checkpoints of one run, in the background if asked; keeps the newest `keep` and every
+    step that is a multiple of `keep_every`."""
+
+    def __init__(self, folder: Path, world: World, keep: int, keep_every: int, background: bool) -> None:
+        self.folder, self.root, self.world = folder, folder / "checkpoints", world
+        self.keep, self.keep_every, self.background = keep, keep_every, background
+        self.pending: tuple[int, Future[Any]] | None = None
+        # Of its own, because the background thread talks to the other processes while they train.
+        self.group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        if world.is_main:
+            for left_over in self.root.glob(".step_*.part"):
+                shutil.rmtree(left_over)
+
+    def save(self, step: int, state: State, weights: dict[str, torch.Tensor]) -> None:
+        """Write `state` as step's checkpoint and `weights` (whole, on the first process) as
+        model.safetensors. Raises CheckpointError, for instance when the disk is full."""
+        self.finish()
+        partial = self.root / f".{name_of(step)}.part"
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.world.barrier()
+        alone = self.world.size == 1
+        try:
+            if self.background:
+                found = dcp.async_save(staged(state), checkpoint_id=partial, process_group=self.group, no_dist=alone)
+                assert isinstance(found, Future)
+                self.pending = (step, found)
+            else:
+                dcp.save(state, checkpoint_id=partial, process_group=self.group, no_dist=alone)
+                self._put_in_place(step)
+            if self.world.is_main:
+                save_weights(weights, self.folder / "model.safetensors", {"step": str(step)})
+        except FAILURES as error:
+            raise self._failed(step, error) from error
+
+    def poll(self) -> None:
+        """Put a background checkpoint in place if it is complete; cheap, for every step."""
+        if self.pending is not None and self.pending[1].done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the background checkpoint, if any, and put it in place."""
+        if self.pending is None:
+            return
+        (step, future), self.pending = self.pending, None
+        try:
+            future.result()  # complete only when every process has written its share
+            self._put_in_place(step)
+        except FAILURES as error:
+            raise self._failed(step, error) from error
+
+    def _put_in_place(self, step: int) -> None:
+        if not self.world.is_main:
+            return
+        partial, final = self.root / f".{name_of(step)}.part", self.root / name_of(step)
+        write_json(partial / "state.json", {"step": step, "world_size": self.world.size, "torch": torch.__version__})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in complete(self.folder)[: -self.keep]:
+            if not self.keep_every or step_of(old) % self.keep_every:
+                shutil.rmtree(old)
+
+    def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        newest = latest_checkpoint(self.folder)
+        kept = f"{newest.name} is complete" if newest else "there is no earlier one"
+        free = shutil.disk_usage(self.folder).free / 1e9
+        return CheckpointError(
+            f"{self.root}: checkpoint of step {step} could not be written ({root_cause(error)}; {free:.1f} GB free); "
+            f"{kept}. Make room and start the same command again"
+        )
+
+
+def root_cause(error: BaseException) -> str:
+    """DCP reports {rank: (exception, traceback)}; the first of them in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return one_line(error if isinstance(error, Exception) else Exception(str(error)))
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:07d}"
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_*"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    found = sorted((folder / "checkpoints").glob("step_*"))
-    return found[-1] if found else None
+    return found[-1] if (found := complete(folder)) else None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Restore model and optimisers; returns the state with `step` and `rng` (one per old rank)."""
-    load_state(model, load_weights(path / "model.safetensors"), path)
-    try:
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged zip, wrong pickle: many types, one meaning
-        raise CheckpointError(
-            f"{path}/state.pt: not readable ({error}); remove that folder to resume earlier"
-        ) from None
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None) -> State:
+    """The live tensors of a training by parameter name: what `save` writes and `load_checkpoint` fills.
+
+    Learning rates and the like are not in it; they come from the config.
+    """
+    state: State = {"model": model.state_dict()} | ({} if ema is None else {"ema": dict(ema.average)})
+    for index, optimizer in enumerate(optimizers):
+        state[f"optimizer_{index}"] = get_optimizer_state_dict(model, optimizer)["state"]
     return state
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None, world: World
+) -> int:
+    """Fill model, optimisers and average in place -> the step. Raises CheckpointError if it does not fit."""
+    try:
+        step = int(json.loads((path / "state.json").read_text())["step"])
+        state = training_state(model, optimizers, ema)
+        dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
+    except FAILURES as error:  # damaged or missing files: many types, one meaning
+        raise CheckpointError(
+            f"{path}: not readable or of another model ({root_cause(error)}); remove that folder to resume earlier"
+        ) from error
+    for index, optimizer in enumerate(optimizers):
+        groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        set_optimizer_state_dict(model, optimizer, {"state": state[f"optimizer_{index}"], "param_groups": groups})
+    return step
+
+
+def staged(state: State) -> State:
+    """Copies of the tensors that training goes on changing; DCP itself copies those on a GPU."""
+    return {
+        key: staged(value) if isinstance(value, dict) else value.clone() if value.device.type == "cpu" else value
+        for key, value in state.items()
+    }
+
+
+def whole_weights(model: nn.Module, ema: Ema | None, world: World) -> dict[str, torch.Tensor]:
+    """What `model.safetensors` gets: the average where there is one, else the weights; on the first
+    process. Every process must call it."""
+    if ema is None:
+        return full_state(model.state_dict(), world)
+    with ema.swapped():
+        return {name: tensor.clone() for name, tensor in full_state(model.state_dict(), world).items()}

@@ -91,8 +91,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logits = (rows[part] @ weight.T).float()  # (r, V)
                 index = target[part, None]
                 picked = logits.gather(1, index)[:, 0]  # (r,)
-                top, norm = logits.amax(1), logits.logsumexp(1)
-                nll[part], hits[part] = norm - picked, picked >= top
+                norm = logits.logsumexp(1)
+                nll[part], hits[part] = norm - picked, logits.argmax(1) == target[part]
                 if rows_grad is not None and weight_grad is not None:
                     logits.sub_(norm[:, None]).exp_()  # softmax, in place
                     logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))

@@ -1,0 +1,109 @@
+"""Everything a training step needs, put together from the config."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from editar.config import TrainConfig
+from editar.data.encode import build_cache, open_cache, tokenizer_checksum
+from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
+from editar.data.mixture import Mixture
+from editar.data.sources import open_sources
+from editar.model.gpt import GPT
+from editar.model.weights import load_gpt
+from editar.runtime.distributed import World
+from editar.runtime.files import save_weights
+from editar.runtime.log import say
+from editar.training.checkpoint import Checkpointer
+from editar.training.ema import Ema
+from editar.training.encoders import Encoders
+from editar.training.losses import Objective
+from editar.training.optim import make_optimizers
+from editar.training.parallel import micro_batch, parallelise
+from editar.training.preflight import check_disk
+
+
+@dataclass
+class Run:
+    """What the loop works with; `engine` is the objective as DDP or FSDP wraps it."""
+
+    cfg: TrainConfig
+    folder: Path
+    world: World
+    micro_batch: int
+    gpt: GPT
+    engine: nn.Module
+    encoders: Encoders
+    optimizers: list[torch.optim.Optimizer]
+    ema: Ema | None
+    train_rows: TrainStream
+    heldout_rows: HeldoutRows
+    bad_rows: BadRows
+    checkpointer: Checkpointer
+    skipped: list[int] = field(default_factory=list)  # steps left out as not finite
+    waited_s: float = 0.0  # for data, since this process began
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+
+def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
+    """Frozen encoders, data, model, optimisers. Raises ConfigError, DataError, CheckpointError."""
+    at_once = micro_batch(cfg, world.size)
+    encoders = Encoders.build(cfg, world.device)
+    if world.is_main:
+        check_disk(cfg)
+        save_weights(encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
+    train_rows, heldout_rows = open_data(cfg, world, encoders)
+    # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
+    torch.manual_seed(cfg.seed)
+    gpt = GPT(cfg.gpt).to(world.device)
+    if cfg.init_from is not None:
+        report = load_gpt(gpt, cfg.init_from)
+        if world.is_main:
+            say(str(report))
+    if world.is_main:
+        millions = sum(p.numel() for p in gpt.parameters()) / 1e6
+        parts = f"{world.size} x {at_once} samples at once, {cfg.global_batch // world.size // at_once} times"
+        say(f"GPT: {millions:.2f} M parameters on {world.size} x {world.device}; {cfg.steps} steps of {parts}")
+    engine = parallelise(Objective(gpt, cfg.loss), cfg, world)
+    return Run(
+        cfg=cfg,
+        folder=folder,
+        world=world,
+        micro_batch=at_once,
+        gpt=gpt,
+        engine=engine,
+        encoders=encoders,
+        optimizers=make_optimizers(gpt, cfg.optim),
+        ema=Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None,
+        train_rows=train_rows,
+        heldout_rows=heldout_rows,
+        bad_rows=BadRows(cfg.data.max_bad_share),
+        checkpointer=Checkpointer(folder, world, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints),
+    )
+
+
+def open_data(cfg: TrainConfig, world: World, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
+    """Sources, their codes when the config names a cache, and the mixture of them."""
+    sources = open_sources(cfg.data)
+    checksum = tokenizer_checksum(encoders.tokenizer)
+    readers = []
+    for source in sources.values():
+        if cfg.data.build_cache:
+            build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, world)
+        cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
+        readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
+    weights = {name: source.cfg.weight for name, source in sources.items()}
+    mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
+    if world.is_main:
+        shares = ", ".join(
+            f"{name} {100 * share:.1f} % of {len(sources[name])}" for name, share in mixture.shares.items()
+        )
+        say(f"data: {shares} rows; {sum(source.heldout for source in sources.values())} held out")
+    return TrainStream(readers, mixture, cfg.seed), HeldoutRows(readers)
