@@ -70,9 +70,12 @@ def run(
         if os.environ.get("RANK", "0") == "0":
             say(f"{program or f'editar.{name}'}: {stopped}")
         raise SystemExit(EXIT_STOPPED) from None
-    except user_errors() as error:
+    except (*user_errors(), OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file: nothing a line could explain
         _let_others_speak(error)
-        print(f"{program or f'editar.{name}'}: {error}", file=sys.stderr)
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"{program or f'editar.{name}'}: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

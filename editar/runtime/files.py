@@ -54,7 +54,10 @@ def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dic
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+    try:
+        save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+    except Exception as error:  # safetensors raises its own untyped errors when the disk is full
+        raise CheckpointError(f"{path}: could not be written ({one_line(error)})") from None
     os.replace(partial, path)
 
 

@@ -56,8 +56,8 @@ def model_lines(cfg: TrainConfig, world: int, at_once: int) -> list[str]:
     flops = cfg.global_batch * training_flops(gpt)
     layout = f"{gpt.image_tokens} source | {gpt.text_tokens} text | {gpt.image_tokens} target"
     return [
-        f"GPT         {parameters(replace(gpt, teacher_dim=None)):,} parameters, {parameters(gpt):,} with the alignment "
-        f"layer; {gpt.n_layer} layers of {gpt.dim}; {layout} tokens",
+        f"GPT         {parameters(replace(gpt, teacher_dim=None)):,} parameters, {parameters(gpt):,} with the "
+        f"alignment layer; {gpt.n_layer} layers of {gpt.dim}; {layout} tokens",
         f"processes   {world} ({cfg.parallel if world > 1 else 'alone'}), {cfg.precision}"
         f"{', compiled blocks' if cfg.compile else ''}"
         f"{', activation checkpointing' if cfg.activation_checkpointing else ''}",

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Train and score every combination of some overrides, then put them into one table and plot.
+
+    python scripts/ablate.py runs/ablation teacher=none,hog loss.distill_weight=0.1,0.5 steps=600   # nano, minutes
+    python scripts/ablate.py runs/xl_ablation teacher=none,dinov2,clip experiment=editar_xl data.cache=caches/editar \\
+        --launcher "torchrun --nproc-per-node=8" --eval benchmark=pie_bench root=data/pie_bench
+
+An argument with commas is an axis, any other an override of every run. Combinations that only differ in the weight
+of a distillation they do not have (teacher=none) are trained once. Runs and scores continue where they stopped.
+Leaves OUT/RUN (run folders), OUT/scores/RUN and OUT/report.html, and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from editar.config import ConfigError, TrainConfig
+from editar.evaluation.compare_report import write_comparison
+from editar.evaluation.merged import load_scored
+from editar.runtime.entry import load_config, user_errors
+from editar.runtime.log import say
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE[,VALUE...]")
+    parser.add_argument("--launcher", default=sys.executable, help="what runs `-m editar.train` (this python)")
+    parser.add_argument("--eval", nargs="+", default=[], metavar="KEY=VALUE", help="editar.eval's settings (nano)")
+    options = parser.parse_args(arguments)
+    try:
+        runs = grid(options.overrides)
+        configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
+        scored = []
+        for number, (name, overrides) in enumerate(runs.items(), 1):
+            say(f"== {number}/{len(runs)} {name} ==")
+            run, scores = options.out / name, options.out / "scores" / name
+            cache = shared_cache(options.out, configs[name])
+            call(options.launcher, "editar.train", [f"output_dir={run}", *overrides, *cache])
+            call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
+            scored.append(load_scored(f"{name.replace('=', ' ')}={scores}"))
+        write_comparison(scored, options.out / "report.html", "Ablation", pictures=60)
+    except (*user_errors(), subprocess.CalledProcessError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def grid(overrides: list[str]) -> dict[str, list[str]]:
+    """Name of a run -> its overrides, for every combination of the axes. Raises ConfigError."""
+    axes = [axis for axis in overrides if is_axis(axis)]
+    fixed = [value for value in overrides if value not in axes]
+    if not axes:
+        raise ConfigError(f"no axis among {' '.join(overrides)}; give at least one key with several values: key=a,b")
+    choices = [[(key, value) for value in values.split(",")] for key, values in (axis.split("=", 1) for axis in axes)]
+    runs: dict[str, list[str]] = {}
+    for cell in itertools.product(*choices):
+        chosen = dict(cell)
+        if chosen.get("teacher", "") == "none" or "teacher=none" in fixed:
+            chosen.pop("loss.distill_weight", None)
+        name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in chosen.items())
+        runs.setdefault(name, [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
+    return runs
+
+
+def is_axis(override: str) -> bool:
+    """`key=a,b`, but not a list or mapping."""
+    value = override.partition("=")[2]
+    return "," in value and value[0] not in "[{'\""
+
+
+def check(run: Path, overrides: list[str]) -> TrainConfig:
+    """A run's config, so that a mistake in the last run stops the first. Raises ConfigError."""
+    return load_config(TrainConfig, "train", [f"output_dir={run}", *overrides])
+
+
+def shared_cache(out: Path, cfg: TrainConfig) -> list[str]:
+    """One codes cache for all runs that may share it (it holds the teacher's features), where runs make their own."""
+    own = cfg.data.build_cache and str(cfg.data.cache).startswith(cfg.output_dir)
+    return [f"data.cache={out / f'codes_{cfg.teacher.name}'}"] if own else []
+
+
+def call(launcher: str, module: str, overrides: list[str]) -> None:
+    subprocess.run([*shlex.split(launcher), "-m", module, *overrides], check=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
