@@ -66,12 +66,29 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[World]:
         yield World(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"  # checkpoints are gathered on the CPU
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, **meeting_place(timedelta(seconds=timeout_s)))
     try:
         yield World(rank, size, place)
-    except RuntimeError as error:  # gloo has no type of its own for it, nccl's is a RuntimeError too
-        if "onnection" in str(error) or isinstance(error, dist.DistError):
+    except RuntimeError as error:
+        if lost_connection(error):
             raise LostProcess(f"process {rank} of {size} lost the others: {one_line(error)}") from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """How the processes find each other, as arguments of init_process_group.
+
+    torchrun's own store outlives its restarts, and with it the addresses of dead processes, which the
+    restarted ones then wait for (pytorch issue 135712): each attempt gets a part of the store of its own.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": store, "rank": rank, "world_size": size, "timeout": timeout}
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone; gloo has no type of its own for it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))

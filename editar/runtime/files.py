@@ -30,7 +30,7 @@ class DataError(ValueError):
     """A data set that is missing, damaged or not what was expected; one line for the user."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """A library's message without its line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from editar.runtime.distributed import World
+from editar.runtime.distributed import LostProcess, World, lost_connection
 from editar.runtime.files import CheckpointError, one_line, save_weights, write_json
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
@@ -98,21 +98,24 @@ class Checkpointer:
             if not self.keep_every or step_of(old) % self.keep_every:
                 shutil.rmtree(old)
 
-    def _failed(self, step: int, error: BaseException) -> CheckpointError:
+    def _failed(self, step: int, error: BaseException) -> Exception:
+        cause = root_cause(error)
+        if lost_connection(cause):
+            return LostProcess(f"checkpoint of step {step}: another process is gone ({one_line(cause)})")
         newest = latest_checkpoint(self.folder)
         kept = f"{newest.name} is complete" if newest else "there is no earlier one"
         free = shutil.disk_usage(self.folder).free / 1e9
         return CheckpointError(
-            f"{self.root}: checkpoint of step {step} could not be written ({root_cause(error)}; {free:.1f} GB free); "
+            f"{self.root}: checkpoint of step {step} could not be written ({one_line(cause)}; {free:.1f} GB free); "
             f"{kept}. Make room and start the same command again"
         )
 
 
-def root_cause(error: BaseException) -> str:
-    """DCP reports {rank: (exception, traceback)}; the first of them in one line."""
+def root_cause(error: BaseException) -> BaseException:
+    """DCP reports {rank: (exception, traceback)}: the first of them."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return one_line(error if isinstance(error, Exception) else Exception(str(error)))
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def name_of(step: int) -> str:
@@ -153,7 +156,7 @@ def load_checkpoint(
         dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
     except FAILURES as error:  # damaged or missing files: many types, one meaning
         raise CheckpointError(
-            f"{path}: not readable or of another model ({root_cause(error)}); remove that folder to resume earlier"
+            f"{path}: not readable or of another model ({one_line(root_cause(error))}); remove that folder to resume earlier"
         ) from error
     for index, optimizer in enumerate(optimizers):
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]

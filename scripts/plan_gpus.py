@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Which settings fit which GPUs, and for how long: the README's table, by arithmetic, not measured.
+
+    python scripts/plan_gpus.py                        # the paper's run
+    python scripts/plan_gpus.py gpt=xxl teacher=none   # any override of experiment=editar_xl
+
+For 1, 4 and 8 GPUs of common sizes: the first of plain DDP, activation checkpointing, FSDP with both that fits
+with the largest micro-batch, leaving a tenth of the memory free, and the hours at 40 % MFU.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from editar.config import TrainConfig
+from editar.runtime.entry import load_config
+from editar.training.cost import memory, training_flops
+from editar.training.parallel import micro_batch
+from editar.training.preflight import ASSUMED_MFU, frozen_bytes
+
+GPUS = {"RTX 4090, 24 GB": (24e9, 165e12), "A100, 40 GB": (40e9, 312e12), "A100, 80 GB": (80e9, 312e12)}
+GPUS |= {"H100, 80 GB": (80e9, 989e12), "H200, 141 GB": (141e9, 989e12)}
+COUNTS = (1, 4, 8)
+WAYS = ([], ["activation_checkpointing=true"], ["parallel=fsdp", "activation_checkpointing=true"])
+RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
+
+
+def main() -> None:
+    print("| GPU | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS) + " |")
+    print("| --- |" + " --- |" * len(COUNTS))
+    for name, (room, peak) in GPUS.items():
+        print(f"| {name} | " + " | ".join(cell(count, room, peak) for count in COUNTS) + " |")
+
+
+def cell(count: int, room: float, peak: float) -> str:
+    """The first way that fits, as `settings: GB, hours`."""
+    for way in WAYS:
+        if "parallel=fsdp" in way and count == 1:
+            continue
+        cfg = load_config(TrainConfig, "train", ["experiment=editar_xl", "output_dir=x", *sys.argv[1:], *way])
+        for most in (16, 8, 4, 2, 1):
+            cfg.micro_batch = most
+            at_once = micro_batch(cfg, count)
+            need = memory(cfg, count, at_once, frozen_bytes(cfg)).total
+            if need <= 0.9 * room:
+                work = cfg.steps * cfg.global_batch * training_flops(cfg.gpt) * (RECOMPUTED if way else 1)
+                hours = work / (count * peak * ASSUMED_MFU) / 3600
+                settings = " ".join([f"micro_batch={at_once}", *way])
+                return f"`{settings}`: {need / 1e9:.0f} GB, {hours:.0f} h"
+    return "does not fit"
+
+
+if __name__ == "__main__":
+    main()
