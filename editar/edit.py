@@ -27,7 +27,7 @@ def edit(cfg: EditConfig) -> list[Path]:
     picture = load_image(cfg.image)
     if not cfg.instruction.strip():
         raise ConfigError("instruction is empty; say what to change")
-    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8)
+    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype)
     tokens = pipeline.gpt.cfg.image_tokens
     with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:
         edits = pipeline(

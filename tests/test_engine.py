@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,11 @@ def test_the_second_call_allocates_nothing_and_prepares_nothing(gpt: GPT) -> Non
     for _ in range(20):
         assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), first)
         assert engine._session is session
+    other = replace(cfg, cfg_scale=1.5, temperature=0.3, seed=9, batch_size=2)
+    assert torch.equal(
+        engine.generate(source, text, other, seeds(other, 3)), generate(gpt, source, text, other, seeds(other, 3))
+    )
+    assert engine._session is session  # neither scale, temperature nor seed needs other buffers
     gc.collect()
     before = live_tensors()
     for _ in range(3):
@@ -180,7 +186,7 @@ def test_progress_and_numbers_count_every_code(gpt: GPT) -> None:
     forced = torch.where(torch.arange(16) < 10, source, -1)
     engine.generate(source, text, SETTINGS["greedy"], forced=forced, progress=counted.append)
     assert sum(counted) == 2 * 16
-    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)
+    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)  # none of them from the prefill
     assert engine.numbers.bytes > 0 and engine.numbers.ms_per_token > 0
     total = engine.numbers + engine.numbers
     assert (total.images, total.steps) == (4, 12)
@@ -201,7 +207,12 @@ def test_a_compiled_step_writes_the_same_codes(gpt: GPT, monkeypatch: pytest.Mon
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled == 2  # a bucket's serves both blocks
+    # Another scale, temperature and seed need nothing new.
+    other = replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
+    plain = generate(gpt, source, text, other, seeds(other, 3))
+    assert torch.equal(engine.generate(source, text, other, seeds(other, 3)), plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 
 def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,9 +239,10 @@ def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
     source, text = (values.cuda() for values in conditions(3))
     engine = Engine(model, compile)
     plain = generate(model, source, text, cfg, seeds(cfg, 3))
-    for _ in range(2):
-        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-        prepared = dict(engine._steps)
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+    prepared = dict(engine._steps)
+    assert bool(prepared) == (compile is None)
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     assert engine._steps == prepared
 
 

@@ -150,6 +150,7 @@ class EditConfig:
     mask_dilate: int = 1  # codes by which the mask grows
     overwrite: bool = False
     device: str = "auto"
+    dtype: str = "auto"  # of the GPT: float32 | bfloat16 | auto (bfloat16 on a GPU, as officially; a CPU takes float32)
     compile: bool | None = None  # the sampling step; null = on a GPU
     int8: bool = False  # 8-bit weights on a CPU: faster, slightly different results
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
@@ -190,6 +191,7 @@ class EvalConfig:
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
     rows: int | None = None  # Table 2: only the first rows, not comparable
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
+    dtype: str = "auto"  # of the GPT, as in editar.edit
     score_batch: int = 16
     num_workers: int = 2
     device: str = "auto"

@@ -48,6 +48,7 @@ class ModelEditor:
     def describe(self) -> dict[str, object]:
         return {
             "weights_sha256": checksum(self.checkpoint / "model.safetensors"),
+            "dtype": str(self.pipeline.gpt.output.weight.dtype).removeprefix("torch."),
             "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k != "batch_size"},
         }
 
@@ -59,5 +60,5 @@ def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
     """The baseline's or the checkpoint's editor. Raises CheckpointError or ConfigError."""
     if cfg.baseline.given:
         return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
-    pipeline = EditPipeline.from_pretrained(str(cfg.checkpoint), device, cfg.sampling)
+    pipeline = EditPipeline.from_pretrained(str(cfg.checkpoint), device, cfg.sampling, dtype=cfg.dtype)
     return ModelEditor(pipeline, Path(str(cfg.checkpoint)))

@@ -30,7 +30,7 @@ def evaluate_nano(cfg: EvalConfig) -> Summary | None:
     """
     folder, checkpoint = Path(cfg.output_dir), Path(str(cfg.checkpoint))
     with distributed(cfg.device) as ranks:
-        pipeline = EditPipeline.from_pretrained(checkpoint, ranks.device, cfg.sampling)
+        pipeline = EditPipeline.from_pretrained(checkpoint, ranks.device, cfg.sampling, dtype=cfg.dtype)
         world = NanoWorld("heldout", cfg.samples, pipeline.cfg.data.seed)
         plans = [world.plan(i) for i in range(len(world))]
         samples = [render(plan) for plan in plans]

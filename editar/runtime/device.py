@@ -26,5 +26,5 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The named dtype; on the CPU always float32, where half precision is slower and no smaller help."""
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name} is not one of {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype={name} is not one of {', '.join(DTYPES)}")
     return torch.float32 if device.type == "cpu" else DTYPES[name]

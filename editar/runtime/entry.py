@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
@@ -70,13 +70,18 @@ def run(
         if os.environ.get("RANK", "0") == "0":
             say(f"{program or f'editar.{name}'}: {stopped}")
         raise SystemExit(EXIT_STOPPED) from None
-    except (*user_errors(), OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
+    except OSError as error:
+        if error.filename is None:
             raise  # not about a file: nothing a line could explain
-        _let_others_speak(error)
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        print(f"{program or f'editar.{name}'}: {text}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _tell(program or f"editar.{name}", error, f"{error.filename}: {error.strerror}")
+    except user_errors() as error:
+        _tell(program or f"editar.{name}", error, str(error))
+
+
+def _tell(program: str, error: Exception, text: str) -> NoReturn:
+    _let_others_speak(error)
+    print(f"{program}: {text}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _let_others_speak(error: Exception) -> None:

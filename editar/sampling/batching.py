@@ -17,10 +17,10 @@ SHARE = 0.7  # of the free memory; the rest is for the tokenizer's activations
 MOST = {"cuda": 128, "cpu": 16}  # beyond, products are compute-bound and a batch gains nothing
 
 
-def automatic_batch(cfg: GPTConfig, device: torch.device, dtype: torch.dtype, branches: int) -> int:
-    """Results per batch that fit in the free memory, at least 1."""
+def automatic_batch(cfg: GPTConfig, device: torch.device, dtype: torch.dtype, branches: int, held: int = 0) -> int:
+    """Results per batch that fit in the free memory, at least 1; `held` bytes count as free too."""
     per_result = result_bytes(cfg, dtype.itemsize, branches)
-    return max(1, min(MOST[device.type], int(SHARE * free_memory(device) / per_result)))
+    return max(1, min(MOST[device.type], int(SHARE * (free_memory(device) + held) / per_result)))
 
 
 def result_bytes(cfg: GPTConfig, width: int, branches: int) -> int:
@@ -63,4 +63,6 @@ def in_batches(count: int, size: int, work: Callable[[slice], T], recover: Calla
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    text = str(error).lower()  # libraries under torch have words of their own for it
+    words = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in text for word in words)

@@ -5,6 +5,8 @@ The same numbers as `GPT.prefill` and `GPT.decode`, which stay the readable refe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -45,6 +47,38 @@ class FastBlock:
         )
         return torch.mul(q, self.width**-0.5).contiguous(), k, v
 
+    def values(self, x: torch.Tensor, images: int) -> torch.Tensor:
+        """x (R, s, D) -> values alone, (R * Hkv, s, hd), as `project` orders them."""
+        weight = self.qkv.weight[-self.kv_heads * self.width :]
+        v = F.linear(self.attention_norm(x), weight).view(images, -1, x.shape[1], self.kv_heads, self.width)
+        return v.permute(0, 3, 1, 2, 4).flatten(0, 2)
+
+    def spread(self, values: torch.Tensor, images: int) -> torch.Tensor:
+        """(R * Hkv, s, hd) -> as attention's result for every query head, (I, Hkv, R / I, rep, s, hd)."""
+        shape = (images, self.kv_heads, -1, 1, *values.shape[1:])
+        return values.view(shape).expand(-1, -1, -1, self.heads // self.kv_heads, -1, -1)
+
+    def step(
+        self,
+        x: torch.Tensor,
+        rope: torch.Tensor,
+        images: int,
+        prefix: list[Part],
+        target: Part,
+        position: torch.Tensor,
+        length: int,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """One position x (R, 1, D): write its key and value into `target`, read `prefix` and `length` of it."""
+        q, k, v = self.project(x, rope, images)
+        if mask is not None:
+            target.keys.index_copy_(1, position, k)
+            target.values.index_copy_(1, position, v)
+        else:
+            target.keys[:, length - 1 : length], target.values[:, length - 1 : length] = k, v
+        past = Part(target.keys[:, :length], target.values[:, :length])
+        return self.finish(x, attend(q, [*prefix, past], mask))
+
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Residual stream x (R, s, D) and attention's result (I, Hkv, R / I, rep, s, hd) -> (R, s, D)."""
         x = self.wo.plus(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape), x)
@@ -66,6 +100,7 @@ class FastGPT:
         self.places: torch.Tensor | None = None  # (S, D), learned positions
         if self.cfg.rope.learned:
             self.places = model.pos_embeddings(0, self.cfg.sequence_tokens).detach().to(self.dtype)
+        self.compiled: Callable[..., torch.Tensor] | None = None  # FastBlock.step, one graph for all blocks
         self._made_from = self._identity()
 
     @property
@@ -105,12 +140,32 @@ class FastGPT:
         n, end = self.cfg.image_tokens, self.cfg.prefix_tokens
         self._read_image(self._placed(image, 0), groups, cache)
         x = self._placed(caption.flatten(0, 1).type_as(image), n)  # (I * C, L, D)
+        if self.zero_text.all():
+            return self.logits(self._read_averaging(x, groups, cache))
         mask = causal_mask(x.shape[1], 0, x)
         for index, block in enumerate(self.blocks):
             q, k, v = block.project(x, self.rope[n:end], groups.images)
             cache.store_text(index, k, v)
             x = block.finish(x, attend(q, [cache.image[index], Part(k, v)], mask))
         return self.logits(x[:, -1])
+
+    def _read_averaging(self, x: torch.Tensor, groups: Groups, cache: SharedCache) -> torch.Tensor:
+        """Text x (I * C, L, D) under a zero rotary row (the official layout) -> its last position, (I * C, D).
+
+        Zero queries give every position before them the same weight, so attention is the running mean of the
+        values: no query, no key, no scores.
+        """
+        counts = torch.arange(x.shape[1], device=x.device, dtype=torch.float32) + 1 + self.cfg.image_tokens
+        for index, block in enumerate(self.blocks):
+            v = block.values(x, groups.images)  # (P, L, hd)
+            cache.store_text(index, torch.zeros_like(v), v)
+            image = cache.image[index].values.float().sum(1, keepdim=True)  # (I * Hkv, 1, hd)
+            image = image.repeat_interleave(len(v) // len(image), dim=0)
+            mean = ((image + v.float().cumsum(1)) / counts[:, None]).type_as(v)
+            if block is self.blocks[-1]:
+                x, mean = x[:, -1:], mean[:, -1:]  # nothing else is read
+            x = block.finish(x, block.spread(mean, groups.images))
+        return x[:, -1]
 
     def _read_image(self, x: torch.Tensor, groups: Groups, cache: SharedCache) -> None:
         """Fill the image part; x (I, N, D)."""
@@ -155,16 +210,10 @@ class FastGPT:
         if masked:
             past_only = torch.arange(length, device=x.device) <= position
             mask = torch.zeros(1, length, device=x.device, dtype=x.dtype).masked_fill(~past_only, -torch.inf)
+        run = self.compiled or FastBlock.step
         for index, block in enumerate(self.blocks):
-            q, k, v = block.project(x, rope, groups.images)
-            part = cache.target[index]
-            if masked:
-                part.keys.index_copy_(1, position, k)
-                part.values.index_copy_(1, position, v)
-            else:
-                part.keys[:, length - 1 : length], part.values[:, length - 1 : length] = k, v
-            past = Part(part.keys[:, :length], part.values[:, :length])
-            x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
+            prefix = [cache.image[index], cache.text[index]]
+            x = run(block, x, rope, groups.images, prefix, cache.target[index], position, length, mask)
         return self.logits(x[:, -1])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

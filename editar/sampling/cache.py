@@ -49,7 +49,8 @@ class SharedCache:
     ) -> None:
         """zero_text (L,) bool: text positions whose rotary row is zero (`summarise`)."""
         copies = groups.images * (cfg.n_kv_head or cfg.n_head)
-        self.zero_text = zero_text.to(device)
+        self.summarised = bool(zero_text.any())
+        self.zero_rows, self.other_rows = (flags.nonzero()[:, 0].to(device) for flags in (zero_text, ~zero_text))
         self.text_bias = summary_bias(zero_text).to(device, dtype)
 
         def parts(size: int, length: int, bias: torch.Tensor | None = None) -> list[Part]:
@@ -64,13 +65,13 @@ class SharedCache:
     def store_text(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep what decoding needs of the text's keys and values, (P, L, hd) each."""
         part = self.text[layer]
-        if not self.zero_text.any():
+        if not self.summarised:
             part.keys.copy_(keys)
             part.values.copy_(values)
             return
-        part.keys[:, 1:] = keys[:, ~self.zero_text]
-        part.values[:, :1] = values[:, self.zero_text].mean(1, keepdim=True)
-        part.values[:, 1:] = values[:, ~self.zero_text]
+        part.keys[:, 1:] = keys.index_select(1, self.other_rows)
+        part.values[:, :1] = values.index_select(1, self.zero_rows).mean(1, keepdim=True)
+        part.values[:, 1:] = values.index_select(1, self.other_rows)
 
     @property
     def prefix_bytes(self) -> int:

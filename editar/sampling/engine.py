@@ -1,8 +1,8 @@
 """The fast way from a prefix to target codes; `decode.generate` is the readable one it equals.
 
 Static buffers, the source image's keys stored once per image, only written positions read, guidance
-and drawing without a word to the host. On a GPU the step is compiled and captured in one CUDA graph
-per bucket of positions; on a CPU it runs eagerly over exactly the positions written.
+and drawing without a word to the host. On a GPU a block is compiled once per bucket of positions and the
+whole step captured in a CUDA graph; on a CPU it runs eagerly over exactly the positions written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 
 from editar.config import SamplingConfig
 from editar.model.gpt import GPT
+from editar.runtime.files import one_line
 from editar.runtime.log import say
-from editar.sampling.blocks import FastGPT
+from editar.sampling.blocks import FastBlock, FastGPT
 from editar.sampling.cache import Groups, SharedCache
-from editar.sampling.decode import SampleSeeds, draw_tokens, guide, probabilities
+from editar.sampling.decode import SampleSeeds, draw_tokens, filter_logits, guide
 from editar.sampling.numbers import Clock, Numbers, step_bytes
 from editar.sampling.products import pick_product
 
@@ -33,7 +34,8 @@ _said: set[str] = set()
 class Session:
     """Everything one shape of generation needs, allocated once: cache, codes, random numbers.
 
-    `position` is the newest code written to `codes`, -1 before the first; `emit` writes the next.
+    `position` is the newest code written to `codes`, -1 before the first; `emit` writes the next. Guidance
+    and temperature are tensors that `enter` fills, so that other values need nothing prepared again.
     """
 
     def __init__(self, fast: FastGPT, groups: Groups, cfg: SamplingConfig) -> None:
@@ -44,10 +46,20 @@ class Session:
         self.codes = torch.zeros(wide, length, dtype=torch.long, device=place)
         self.forced = torch.full((wide, length), -1, dtype=torch.long, device=place)
         self.uniform = torch.zeros(length, wide, dtype=torch.float64, device=place)
-        self.scale = torch.full((length,), cfg.cfg_scale, device=place)
+        self.scale = torch.empty(length, device=place)
+        self.temperature = torch.empty((), device=place)
+        self.position = torch.full((1,), -1, dtype=torch.long, device=place)
+
+    def fits(self, groups: Groups, cfg: SamplingConfig) -> bool:
+        """Whether these buffers and steps serve that shape and those settings."""
+        mine, theirs = ((c.greedy, c.top_k, c.top_p) for c in (self.cfg, cfg))
+        return self.groups == groups and mine == theirs
+
+    def enter(self, cfg: SamplingConfig) -> None:
+        self.scale.fill_(cfg.cfg_scale)
         if cfg.cfg_interval >= 0:
             self.scale[cfg.cfg_interval + 2 :] = 1.0
-        self.position = torch.full((1,), -1, dtype=torch.long, device=place)
+        self.temperature.fill_(max(cfg.temperature, 1e-5))
 
     def emit(self, logits: torch.Tensor) -> None:
         """Choose the next code of each sample from logits (R, V) and write it."""
@@ -59,7 +71,8 @@ class Session:
         if self.cfg.greedy:
             token = mixed.argmax(-1)
         else:
-            token = draw_tokens(probabilities(mixed, self.cfg), self.uniform.index_select(0, slot)[0])
+            kept = filter_logits(mixed / self.temperature, self.cfg.top_k, self.cfg.top_p)
+            token = draw_tokens(kept.softmax(-1), self.uniform.index_select(0, slot)[0])
         given = self.forced.index_select(1, slot)[:, 0]
         self.codes.index_copy_(1, slot, torch.where(given >= 0, given, token)[:, None])
         self.position.add_(1)
@@ -130,7 +143,9 @@ class Engine:
         if seeds is None and not cfg.greedy:
             raise ValueError("generate needs seeds unless cfg.greedy is set")
         groups = Groups(len(source_codes), 2 if cfg.cfg_scale > 1 else 1, samples)
+        clock = Clock(source_codes.device, self.timer)
         session = self._enter(groups, cfg)
+        prepare_s = clock.lap()
         length = source_codes.shape[1]
         if seeds is not None and not cfg.greedy:
             session.uniform.copy_(seeds.uniform(length))
@@ -138,14 +153,15 @@ class Engine:
         if forced is not None:
             session.forced.copy_(forced.repeat_interleave(samples, dim=0))
         runs = known_runs(forced, length)
-        clock = Clock(session.codes.device, self.timer)
         known = runs[0][1] if runs and runs[0][0] == 0 else 0
+        clock.lap()
         logits = session.start(source_codes, text, drop_image, known)
         prefill = clock.lap()
         self._write_all(session, logits, runs, progress)
-        written = length - sum(end - start for start, end in runs)
+        written = length - sum(end - start for start, end in runs) - (known == 0)  # the prefill gives code 0
         self.numbers = Numbers(
             images=groups.images * samples,
+            prepare_s=prepare_s,
             prefill_s=prefill,
             decode_s=clock.lap(),
             steps=written,
@@ -180,9 +196,14 @@ class Engine:
             weight = self.model.output.weight
             self._fast = FastGPT(self.model, pick_product(weight, self._compiles, self.int8))
         session = self._session
-        if session is None or session.groups != groups or session.cfg != cfg:
-            self._session, self._steps = None, {}  # the old buffers go before the new ones come
+        if session is None or not session.fits(groups, cfg):
+            self._session = session = None  # the old buffers go before the new ones come
+            self._steps = {}
             self._session = session = Session(self._fast, groups, replace(cfg))
+            session.enter(cfg)
+            if self._compiles:
+                self._steps = {bucket: prepare(session, bucket) for bucket in buckets(session.codes.shape[1])}
+        session.enter(cfg)
         return session
 
     def _step(self, session: Session, slot: int) -> None:
@@ -190,11 +211,12 @@ class Engine:
         if not self._compiles:
             session.step(slot, masked=False)
             return
-        stretch = -(-session.codes.shape[1] // BUCKETS)
-        bucket = min(-(-slot // stretch) * stretch, session.codes.shape[1])
-        if bucket not in self._steps:
-            self._steps[bucket] = prepare(session, bucket)
-        self._steps[bucket]()
+        self._steps[next(bucket for bucket in self._steps if bucket >= slot)]()
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the buffers kept between calls."""
+        return 0 if self._session is None else self._session.cache.prefix_bytes + self._session.cache.target_bytes
 
     @property
     def _compiles(self) -> bool:
@@ -216,22 +238,35 @@ def known_runs(forced: torch.Tensor | None, length: int) -> list[tuple[int, int]
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end - start > 1]
 
 
+def buckets(length: int) -> list[int]:
+    """How many target positions each prepared step looks at, ascending; the last is all."""
+    stretch = -(-length // BUCKETS)
+    return [min(end, length) for end in range(stretch, length + stretch, stretch)]
+
+
 def prepare(session: Session, bucket: int) -> Callable[[], None]:
-    """The step over `bucket` target positions: compiled, on a GPU also captured; eager where that fails."""
-    eager = partial(session.step, bucket, True)
-    for name in ("torch.compile", "the capture"):
-        try:
-            step = eager
-            if name == "torch.compile":
-                step = partial(torch.compile(session.step, dynamic=False), bucket, True)
-            with torch._dynamo.config.patch(recompile_limit=64):  # every shape and bucket is its own
-                warm_up(session, step)
-            return capture(session, step) if session.position.is_cuda else step
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers fail in every way there is; sampling must go on
-            say_once(f"sampling: {name} failed ({str(error).splitlines()[0]}); going on without it, slower")
-    return eager
+    """The step over `bucket` target positions: its blocks compiled, on a GPU captured; eager where that fails."""
+    session.position.fill_(0)  # what a step writes there is written again
+    step = partial(session.step, bucket, True)
+    try:
+        if session.fast.compiled is None:
+            session.fast.compiled = torch.compile(FastBlock.step, dynamic=False)
+        with torch._dynamo.config.patch(cache_size_limit=256):  # every shape and bucket is a graph of its own
+            warm_up(session, step)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers fail in every way there is; sampling must go on
+        session.fast.compiled = FastBlock.step
+        say_once(f"sampling: torch.compile failed ({one_line(error)}); going on without it, slower")
+    if not session.position.is_cuda:
+        return step
+    try:
+        return capture(session, step)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        say_once(f"sampling: the capture failed ({one_line(error)}); going on without it, slower")
+    return step
 
 
 def warm_up(session: Session, step: Callable[[], None]) -> None:
@@ -242,14 +277,15 @@ def warm_up(session: Session, step: Callable[[], None]) -> None:
 
 def capture(session: Session, step: Callable[[], None]) -> Callable[[], None]:
     """Record one step as a CUDA graph (the session's tensors never move) -> its replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        warm_up(session, step)  # libraries allocate their workspaces on a stream's first use
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    with torch.cuda.device(session.position.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            warm_up(session, step)  # libraries allocate their workspaces on a stream's first use
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # data workers may go on meanwhile
+            step()
     return graph.replay
 
 

@@ -14,10 +14,11 @@ from editar.sampling.cache import SharedCache
 
 @dataclass(frozen=True)
 class Numbers:
-    """Sums over one or several generations. `steps` counts decode steps (one token of every row),
-    `bytes` what those steps had to read."""
+    """Sums over one or several generations. `prepare_s` went into buffers, compiling and capturing, once for
+    a shape; `steps` counts decode steps (one token of every row), `bytes` what those steps had to read."""
 
     images: int = 0
+    prepare_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     steps: int = 0
@@ -42,8 +43,9 @@ class Numbers:
     def line(self, tokens: int, bandwidth: float) -> str:
         """One line for the terminal; `tokens` per image, `bandwidth` of the machine in GB/s."""
         total = self.prefill_s + self.decode_s
+        prepared = f"prepared in {self.prepare_s:.1f} s, " if self.prepare_s > 1 else ""
         return (
-            f"prefill {self.prefill_s:.2f} s, {self.ms_per_token:.2f} ms a token, "
+            f"{prepared}prefill {self.prefill_s:.2f} s, {self.ms_per_token:.2f} ms a token, "
             f"{self.images * tokens / max(total, 1e-9):.0f} tokens/s, {self.gb_per_s:.1f} GB/s "
             f"({100 * self.gb_per_s / bandwidth:.0f} % of the copy bandwidth {bandwidth:.1f}), "
             f"{self.images_per_s:.2f} images/s"

@@ -22,13 +22,15 @@ from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
 from editar.model.gpt import GPT
 from editar.model.weights import load_gpt, load_vq
-from editar.runtime.device import pick_device
+from editar.runtime.device import pick_device, pick_dtype
 from editar.runtime.files import CheckpointError
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
 from editar.sampling.masks import given_codes, load_mask
 from editar.sampling.numbers import Numbers
+
+AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
 
 
 class EditPipeline:
@@ -47,11 +49,13 @@ class EditPipeline:
         sampling: dict[str, Any] | None = None,
         compile: bool | None = None,
         int8: bool = False,
+        dtype: str = "auto",
     ) -> EditPipeline:
         """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors.
 
         `sampling` overrides the run's own sampling settings; `compile` (None: on a
-        GPU) and `int8` are the engine's.
+        GPU) and `int8` are the engine's. `dtype` is the GPT's: `float32`, `bfloat16`, or `auto`, bfloat16 on
+        a GPU as officially; the tokenizer stays float32.
         """
         folder = Path(path)
         for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
@@ -66,6 +70,7 @@ class EditPipeline:
         load_vq(tokenizer, folder)
         for module in (gpt, tokenizer):
             module.to(place).eval().requires_grad_(False)
+        gpt.to(pick_dtype("bfloat16" if dtype == "auto" else dtype, place))
         return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place), compile=compile, int8=int8)
 
     @property
@@ -80,7 +85,8 @@ class EditPipeline:
     def _batch_size(self, settings: SamplingConfig) -> int:
         weight = self.gpt.output.weight
         branches = 2 if settings.cfg_scale > 1 else 1
-        return settings.batch_size or automatic_batch(self.gpt.cfg, weight.device, weight.dtype, branches)
+        held = self.engine.held_bytes  # reused or given back, so a second call finds the same size
+        return settings.batch_size or automatic_batch(self.gpt.cfg, weight.device, weight.dtype, branches, held)
 
     def __call__(
         self,
@@ -136,7 +142,7 @@ class EditPipeline:
                 raise ConfigError(f"the instruction of {id} is empty; say what to change")
 
         def edit(pictures: slice, draws: slice) -> list[np.ndarray]:
-            codes = self.tokenizer.encode(batch_to_tensor(np.stack(sources[pictures])).to(self.device))
+            codes = self.encode(np.stack(sources[pictures]))
             forced = None if masks is None else given_codes(codes, masks[pictures], mask_dilate)
             count = draws.stop - draws.start
             chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
@@ -175,7 +181,7 @@ class EditPipeline:
 
         `forced` (I, N) holds codes that are given, -1 elsewhere; `ids` has one entry per result.
         """
-        text = self.text(instructions)
+        text = self.text(instructions).to(self.gpt.output.weight.dtype)
         seeds = SampleSeeds(settings.seed, ids)
         codes = self.engine.generate(source_codes, text, settings, seeds, None, forced, samples, progress)
         self.numbers = self.numbers + self.engine.numbers
@@ -184,11 +190,14 @@ class EditPipeline:
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, N) -> pictures (B, 3, S, S), not clamped."""
-        return self.tokenizer.decode(codes)
+        return torch.cat([self.tokenizer.decode(part) for part in codes.split(AT_ONCE)])
+
+    @torch.no_grad()
+    def encode(self, pictures: np.ndarray) -> torch.Tensor:
+        """Pictures (B, S, S, 3) uint8 -> codes (B, N) int64 on the pipeline's device."""
+        parts = batch_to_tensor(pictures).split(AT_ONCE)
+        return torch.cat([self.tokenizer.encode(part.to(self.device)) for part in parts])
 
     def reconstruct(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Pictures through the tokenizer alone: the ceiling of what the model can draw."""
-        return [
-            to_uint8(self.decode(self.tokenizer.encode(batch_to_tensor(image[None]).to(self.device))))[0]
-            for image in images
-        ]
+        return [to_uint8(self.decode(self.encode(image[None])))[0] for image in images]

@@ -156,7 +156,8 @@ def load_checkpoint(
         dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
     except FAILURES as error:  # damaged or missing files: many types, one meaning
         raise CheckpointError(
-            f"{path}: not readable or of another model ({one_line(root_cause(error))}); remove that folder to resume earlier"
+            f"{path}: not readable or of another model ({one_line(root_cause(error))}); "
+            "remove that folder to resume earlier"
         ) from error
     for index, optimizer in enumerate(optimizers):
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
