@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             cache = shared_cache(options.out, configs[name])
             call(options.launcher, "editar.train", [f"output_dir={run}", *overrides, *cache])
             call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
-            scored.append(load_scored(f"{name.replace('=', ' ')}={scores}"))
+            scored.append(load_scored(f"{name}={scores}"))
         write_comparison(scored, options.out / "report.html", "Ablation", pictures=60)
     except (*user_errors(), subprocess.CalledProcessError) as error:
         print(f"ablate: {error}", file=sys.stderr)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def grid(overrides: list[str]) -> dict[str, list[str]]:
-    """Name of a run -> its overrides, for every combination of the axes. Raises ConfigError."""
+    """Name of a run (its folder) -> its overrides, for every combination of the axes. Raises ConfigError."""
     axes = [axis for axis in overrides if is_axis(axis)]
     fixed = [value for value in overrides if value not in axes]
     if not axes:
@@ -63,7 +63,7 @@ def grid(overrides: list[str]) -> dict[str, list[str]]:
         chosen = dict(cell)
         if chosen.get("teacher", "") == "none" or "teacher=none" in fixed:
             chosen.pop("loss.distill_weight", None)
-        name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in chosen.items())
+        name = "-".join(f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen.items())
         runs.setdefault(name, [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
     return runs
 
