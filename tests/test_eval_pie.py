@@ -18,7 +18,9 @@ from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.run import evaluate
 from editar.evaluation.scores import load_evaluation
 from editar.evaluation.tables import OurRow, latex_table, layout, markdown_table, text_table
+from editar.images import ImageError
 from editar.runtime.entry import load_config
+from editar.runtime.files import load_weights, save_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "pie"
 RESULTS = GOLDEN / "output" / "tiny-editor"
@@ -98,6 +100,52 @@ def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> Non
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
+def test_a_folder_of_ours_is_recognised_when_it_is_scored_elsewhere(tiny_run: Path, tmp_path: Path) -> None:
+    """Its settings stay known, and pictures that the run did not make are named."""
+    out = tmp_path / "out"
+    evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate"))
+    for source in (out, out / "images"):
+        evaluate(config(tmp_path / "scores", "stage=score", f"results={source}"))
+        [method] = load_evaluation(tmp_path / "scores").methods
+        assert method.generated_with and len(method.generated_with["tokenizer_sha256"]) == 64
+        assert method.why_not[1] == "edited at 64 px, enlarged to 512"
+    other = tmp_path / "other"
+    evaluate(config(other, f"checkpoint={tiny_run}", "stage=generate", "+sampling.seed=7"))
+    file, *_, last = sorted((out / "images").rglob("*.png"))
+    own = file.read_bytes()
+    shutil.copy(other / file.relative_to(out), file)
+    wrong = r"1 of 6 pictures do not belong to .*manifest.json: first .*{}, which was made by another run; remove"
+    for stage in (["stage=score", f"results={out}"], [f"checkpoint={tiny_run}", "stage=generate"]):
+        with pytest.raises(BenchmarkError, match=wrong.format(file.name)):
+            evaluate(config(out, *stage))
+    file.write_bytes(own)
+    Image.fromarray(np.asarray(Image.open(last))).save(last)
+    with pytest.raises(BenchmarkError, match=rf"first .*{last.name}, which carries no stamp of the run"):
+        evaluate(config(tmp_path / "scores", "stage=score", f"results={out}"))
+    last.unlink()
+    with pytest.raises(BenchmarkError, match=r"1 of 6 results are missing.*; stage=generate makes the missing"):
+        evaluate(config(tmp_path / "scores", "stage=score", f"results={out}"))
+
+
+def test_other_sources_or_tokenizers_do_not_go_on(tiny_run: Path, tmp_path: Path) -> None:
+    out, run, root = tmp_path / "out", tmp_path / "run", tmp_path / "data"
+    evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate"))
+    shutil.copytree(GOLDEN / "data", root)
+    evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate", f"root={root}"))  # the same pictures, moved
+    picture = next(root.rglob("*.jpg"))
+    Image.new("RGB", (512, 512)).save(picture)
+    with pytest.raises(ConfigError, match="made with other sources_sha256"):
+        evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate", f"root={root}"))
+    picture.unlink()
+    with pytest.raises(BenchmarkError, match=f"{picture.name}: cannot be read"):
+        evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate", f"root={root}"))
+    shutil.copytree(tiny_run, run)
+    state = load_weights(run / "tokenizer.safetensors")
+    save_weights({key: value * 1.1 for key, value in state.items()}, run / "tokenizer.safetensors")
+    with pytest.raises(ConfigError, match="made with other tokenizer_sha256"):
+        evaluate(config(out, f"checkpoint={run}", "stage=generate"))
+
+
 @pytest.mark.multiprocess
 def test_two_processes_share_the_editing(tiny_run: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -152,6 +200,18 @@ def test_results_that_do_not_fit_stop_before_scoring(tmp_path: Path) -> None:
     next(copy.rglob("221000000002.jpg")).unlink()
     with pytest.raises(BenchmarkError, match=r"1 of 6 results are missing, first 2_add_object_80.*221000000002"):
         evaluate(config(tmp_path / "a", "stage=score", f"results={copy}"))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_one_line_from_workers_too(tmp_path: Path, workers: int) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(RESULTS, copy)
+    file = next(copy.rglob("221000000002.*"))
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ImageError, match=f"{file.name}: not a readable image") as caught:
+        evaluate(config(tmp_path / "a", "stage=score", f"results={copy}", f"num_workers={workers}"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from editar.evaluation.run_translation import Cases
 from editar.evaluation.scores import load_evaluation
 from editar.evaluation.segmenter import HubSegmenter
 from editar.evaluation.translation import PROTOCOLS, depth_map, depth_rmse
+from editar.images import ImageError
 from editar.runtime.entry import load_config
 from editar.runtime.files import DataError
 
@@ -75,7 +76,12 @@ def test_edges_of_the_photographs_themselves_are_perfect(
     assert scores.methods[0].why_not == ["3 prompts instead of 5000"]
     text = (tmp_path / "out" / "table2.txt").read_text()
     assert "photographs *" in text and "EditAR without distillation" not in text
-    assert Image.open(scores.methods[0].rows[0]["source"]).size == (192, 192)
+    thumbnail = Path(scores.methods[0].rows[0]["source"])
+    assert Image.open(thumbnail).size == (192, 192)
+    drawn = thumbnail.read_bytes()
+    Image.new("RGB", (192, 192)).save(thumbnail)  # as another root would have left it
+    evaluate(config(roots["canny"], tmp_path / "out", *options))
+    assert thumbnail.read_bytes() == drawn
 
 
 def test_depth_rows_are_the_judges(roots: dict[str, Path], judges: list[str], tmp_path: Path) -> None:
@@ -154,6 +160,11 @@ def test_what_cannot_be_scored(roots: dict[str, Path], tmp_path: Path) -> None:
     Image.new("RGB", (256, 256)).save(results / "1.png")
     with pytest.raises(BenchmarkError, match="256x256, this benchmark is scored at 512x512"):
         evaluate(config(roots["canny"], tmp_path / "c", *options))
+    whole = (results / "0.png").read_bytes()
+    (results / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"1.png: not a readable image .*") as caught:
+        evaluate(config(roots["canny"], tmp_path / "c", *options, "num_workers=1"))
+    assert "\n" not in str(caught.value)
     (results / "1.png").unlink()
     with pytest.raises(BenchmarkError, match=r"1 of 3 results are missing, first 1.png"):
         evaluate(config(roots["canny"], tmp_path / "d", *options))

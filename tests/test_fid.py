@@ -10,13 +10,12 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from editar.evaluation.benchmark import BenchmarkError
+from editar.evaluation.benchmark import BenchmarkError, content_sum
 from editar.evaluation.fid import (
     FidStatistics,
     Inception,
     PictureFiles,
     cached_statistics,
-    content_sum,
     features,
     frechet_distance,
     mean_of_groups,
@@ -122,6 +121,8 @@ def test_bad_pictures(tmp_path: Path) -> None:
     files[1].write_bytes(b"not a picture")
     with pytest.raises(ImageError, match="not a readable image"):
         features(PictureFiles(files, 64), network, CPU)
+    with pytest.raises(ImageError, match=r"^[^\n]*1\.png: not a readable image[^\n]*$"):
+        features(PictureFiles(files, 64), network, CPU, workers=1)
     with pytest.raises(BenchmarkError, match="at least two"):
         statistics(PictureFiles(files[:1], 64), "", network, "net", CPU)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from editar.images import load_image
-from editar.runtime.files import DataError
+from editar.runtime.files import DataError, checksum
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 
@@ -37,3 +39,14 @@ def load_square(path: Path, size: int) -> np.ndarray:
     if image.size != (size, size):
         raise BenchmarkError(f"{path}: {image.size[0]}x{image.size[1]}, this benchmark is scored at {size}x{size}")
     return np.array(image)
+
+
+def content_sum(files: Iterable[Path]) -> str:
+    """SHA-256 over the files' contents in order; names and places do not matter. Raises BenchmarkError."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(bytes.fromhex(checksum(file)))
+        except OSError as error:
+            raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
+    return digest.hexdigest()

@@ -48,6 +48,7 @@ class ModelEditor:
     def describe(self) -> dict[str, object]:
         return {
             "weights_sha256": checksum(self.checkpoint / "model.safetensors"),
+            "tokenizer_sha256": checksum(self.checkpoint / "tokenizer.safetensors"),
             "dtype": str(self.pipeline.gpt.output.weight.dtype).removeprefix("torch."),
             "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k != "batch_size"},
         }

@@ -8,7 +8,6 @@ cache is noticed. The published protocol: 5,000 pictures at 512x512, mode "clean
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import zipfile
@@ -19,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, default_collate
 
 from editar.evaluation.benchmark import BenchmarkError, load_square
+from editar.evaluation.loading import batches
 from editar.runtime.files import CheckpointError, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
@@ -121,8 +121,8 @@ def features(
     """(N, C) float64 of (H, W, 3) uint8 pictures in their given order."""
     from cleanfid.fid import get_batch_features
 
-    loader = DataLoader(_Resized(pictures), batch_size=batch, num_workers=workers)
-    return np.concatenate([get_batch_features(part, network, device) for part in loader]).astype(np.float64)
+    parts = batches(_Resized(pictures), batch, workers, default_collate)
+    return np.concatenate([get_batch_features(part, network, device) for part in parts]).astype(np.float64)
 
 
 def statistics(
@@ -187,11 +187,3 @@ def frechet_distance(a: FidStatistics, b: FidStatistics) -> float:
 def mean_of_groups(distances: Sequence[float]) -> float:
     """ControlNet++: the FIDs of its four groups, averaged (not the FID of all pictures together)."""
     return math.fsum(distances) / len(distances)
-
-
-def content_sum(files: Sequence[Path]) -> str:
-    """SHA-256 over the pictures' contents in order; names and places do not matter."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(checksum(file)))
-    return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Edit a benchmark into a results folder: one PNG per picture, restartable, shared by all ranks.
 
-FOLDER/manifest.json    what made it: weights' checksum, sampling settings, instructions
-FOLDER/images/NAME.png  written atomically; finished ones are never redone
+FOLDER/manifest.json    what made it: checksums of weights and sources, sampling settings, instructions
+FOLDER/images/NAME.png  written atomically, stamped with the manifest (`editar.evaluation.stamps`);
+                        finished ones are never redone
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from editar.config import ConfigError
 from editar.evaluation.editor import Editor
-from editar.images import resize_and_crop, save_image
+from editar.evaluation.stamps import MANIFEST, read_manifest, save_stamped
+from editar.images import resize_and_crop
 from editar.runtime.distributed import World
 from editar.runtime.files import write_json
 
@@ -37,13 +38,23 @@ class EditJob:
     size: int
 
 
-def generate(editor: Editor, jobs: list[EditJob], folder: Path, world: World) -> list[Path]:
-    """Edit every job that has no file yet; returns all files in order."""
+def generate(
+    editor: Editor, jobs: list[EditJob], folder: Path, world: World, sources_sum: Callable[[], str]
+) -> list[Path]:
+    """Edit every job that has no file yet; returns all files in order.
+
+    `sources_sum()` changes with the source pictures. Raises ConfigError for a folder of another run,
+    BenchmarkError for pictures of another run in it.
+    """
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
     texts = [getattr(job, editor.reads) for job in jobs]
     if world.is_main:
-        claim(folder, manifest(editor, jobs, texts))
+        claim(folder, manifest(editor, jobs, texts) | {"sources_sha256": sources_sum()})
     world.barrier()
+    made = read_manifest(folder)
+    assert made is not None
+    if world.is_main:
+        made.check(file for file in files if file.is_file())
     todo = [i for i, file in enumerate(files) if not file.is_file()]
     world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
     mine = todo[world.rank :: world.size]
@@ -53,7 +64,7 @@ def generate(editor: Editor, jobs: list[EditJob], folder: Path, world: World) ->
             sources = [fit(jobs[i].source(), editor.size) for i in part]
             outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
-                save_image(fit(output, jobs[i].size), files[i])
+                save_stamped(fit(output, jobs[i].size), files[i], made.stamp)
             bar.update(len(part))
     world.barrier()
     return files
@@ -71,7 +82,7 @@ def manifest(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str,
 
 def claim(folder: Path, wanted: dict[str, object]) -> None:
     """Enter a results folder; refuses one that was made with other weights, settings or instructions."""
-    file = folder / "manifest.json"
+    file = folder / MANIFEST
     if file.is_file():
         found = json.loads(file.read_text())
         other = [key for key in wanted if found.get(key) != json.loads(json.dumps(wanted[key]))]
@@ -80,13 +91,5 @@ def claim(folder: Path, wanted: dict[str, object]) -> None:
                 f"{folder} holds results made with other {', '.join(other)}; choose another output_dir or remove it"
             )
     elif folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is in use and holds no manifest.json; choose another output_dir")
+        raise ConfigError(f"{folder} is in use and holds no {MANIFEST}; choose another output_dir")
     write_json(file, wanted)
-
-
-def generated_with(folder: Path) -> dict[str, Any] | None:
-    """The manifest of our own results, without the instructions; None for anybody else's."""
-    file = folder / "manifest.json"
-    if not file.is_file():
-        return None
-    return {key: value for key, value in json.loads(file.read_text()).items() if key != "instructions"}

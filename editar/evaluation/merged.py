@@ -14,7 +14,8 @@ from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation
 from editar.evaluation.tables import OurRow
 
-SETTINGS = ("weights_sha256", "sampling")  # of `generated_with`; they must agree within a row of a table
+# Of `generated_with`; they must agree within a row of a table.
+SETTINGS = ("weights_sha256", "tokenizer_sha256", "sampling")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,8 @@ def evaluate_nano(cfg: EvalConfig) -> Summary | None:
             )
             for sample, text in zip(samples, instructions, strict=True)
         ]
-        files = generate(ModelEditor(pipeline, checkpoint), jobs, folder, ranks)
+        sources = hashlib.sha256(b"".join(np.asarray(sample.source).tobytes() for sample in samples))
+        files = generate(ModelEditor(pipeline, checkpoint), jobs, folder, ranks, sources.hexdigest)
     if not ranks.is_main:
         return None
     outputs = [np.asarray(Image.open(file)) for file in files]

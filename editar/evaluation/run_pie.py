@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import EvalConfig
+from editar.evaluation.benchmark import content_sum
 from editar.evaluation.editor import open_editor
-from editar.evaluation.generate import EditJob, generate, generated_with
+from editar.evaluation.generate import EditJob, generate
+from editar.evaluation.loading import batches
 from editar.evaluation.pie_bench import (
     PICTURES,
     PROTOCOL,
@@ -25,7 +27,7 @@ from editar.evaluation.pie_bench import (
     load_source,
     plain_caption,
 )
-from editar.evaluation.pie_metrics import SCALE, PieBatch, PieMetrics
+from editar.evaluation.pie_metrics import PieBatch, PieMetrics, paper_units
 from editar.evaluation.results import Results
 from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns
 from editar.runtime.device import pick_device
@@ -45,7 +47,8 @@ def edit(cfg: EvalConfig, items: list[PieItem], world: World) -> None:
         )
         for item in items
     ]
-    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world)
+    pictures = [Path(str(cfg.root)) / PICTURES / item.path for item in items]
+    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world, lambda: content_sum(pictures))
 
 
 def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
@@ -59,7 +62,7 @@ def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
     methods = []
     for name, results in folders.items():
         values = list(score_rows(metrics, cfg, items, results))
-        manifest = None if cfg.results else generated_with(Path(cfg.output_dir))
+        manifest = results.generated_with
         rows = [describe(cfg, item, results) | value for item, value in zip(items, values, strict=True)]
         groups = {
             "edit type": [item.edit_name for item in items],
@@ -101,14 +104,11 @@ def score_rows(
 ) -> Iterator[dict[str, float]]:
     """Every item's values in the paper's units, in order."""
     dataset = Pictures(str(cfg.root), results, items)
-    loader: DataLoader[Any] = DataLoader(
-        dataset, batch_size=cfg.score_batch, num_workers=cfg.num_workers, collate_fn=list
-    )
     with tqdm(total=len(items), desc="scoring", unit="image", mininterval=2) as bar, torch.inference_mode():
-        for batch in loader:
+        for batch in batches(dataset, cfg.score_batch, cfg.num_workers):
             sources, outputs, masks, captions = zip(*batch, strict=True)
             rows = metrics(PieBatch(np.stack(sources), np.stack(outputs), np.stack(masks), list(captions)))
-            yield from ({name: value * SCALE[name] for name, value in row.items()} for row in rows)
+            yield from map(paper_units, rows)
             bar.update(len(batch))
 
 

@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import CONFIG_DIR, EvalConfig
 from editar.data.tables import open_table
-from editar.evaluation.benchmark import load_square
+from editar.evaluation.benchmark import content_sum, load_square
 from editar.evaluation.editor import open_editor
 from editar.evaluation.fid import (
     Inception,
     PictureFiles,
     cached_statistics,
-    content_sum,
     frechet_distance,
     mean_of_groups,
     statistics,
 )
-from editar.evaluation.generate import EditJob, generate, generated_with
+from editar.evaluation.generate import EditJob, generate
 from editar.evaluation.judges import try_judge
+from editar.evaluation.loading import batches
 from editar.evaluation.results import Results
 from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns
 from editar.evaluation.translation import SIZE, protocol
@@ -71,6 +71,10 @@ class Cases(Dataset[TranslationCase]):
         table = open_table(self.root, [column], split="validation")
         return [str(table[index][column]) for index in range(self.count)]
 
+    def content_sum(self) -> str:
+        """SHA-256 over the table's files."""
+        return content_sum([*self.table.files, *(self.table.images.files if self.table.images else [])])
+
     def groups(self) -> list[list[str]]:
         """Names of the result pictures: per group, one for each row."""
         rows = [str(index) for index in range(len(self))]
@@ -93,7 +97,7 @@ def edit(cfg: EvalConfig, cases: Cases, world: World) -> None:
         for group in cases.groups()
         for index, name in enumerate(group)
     ]
-    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world)
+    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world, cases.content_sum)
 
 
 def score(cfg: EvalConfig, cases: Cases) -> Evaluation:
@@ -116,7 +120,7 @@ def score_method(
 ) -> MethodScores:
     metrics.begin()
     rows = list(score_rows(cfg, cases, metrics, results))
-    manifest = None if cfg.results else generated_with(Path(cfg.output_dir))
+    manifest = results.generated_with
     reasons = incomparable(cases, metrics, manifest)
     return MethodScores(name, str(results.source), rows, {}, metrics.whole() | fid(results), reasons, manifest)
 
@@ -126,11 +130,9 @@ def score_rows(
 ) -> Iterator[dict[str, Any]]:
     """A row per prompt, in order."""
     names, thumbnails = list(zip(*cases.groups(), strict=True)), Path(cfg.output_dir) / "conditions"
-    loader: DataLoader[Any] = DataLoader(
-        Scored(cases, results, thumbnails), batch_size=cfg.score_batch, num_workers=cfg.num_workers, collate_fn=list
-    )
+    dataset = Scored(cases, results, thumbnails)
     with tqdm(total=len(cases), desc="scoring", unit="prompt", mininterval=2) as bar, torch.inference_mode():
-        for batch in loader:
+        for batch in batches(dataset, cfg.score_batch, cfg.num_workers):
             labels, pictures = (np.stack(values) for values in zip(*batch, strict=True))
             for values in metrics(labels, pictures):
                 yield {
@@ -153,9 +155,9 @@ class Scored(Dataset[tuple[np.ndarray, np.ndarray]]):
         return len(self.cases)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        case, thumbnail = self.cases[index], self.thumbnails / f"{index}.jpg"
-        if not thumbnail.is_file():
-            save_image(Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL)), thumbnail)
+        case = self.cases[index]
+        thumbnail = Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL))
+        save_image(thumbnail, self.thumbnails / f"{index}.jpg")  # anew: the folder may hold another root's
         files = [self.results.path(name, f"{name}.png") for name in self.names[index]]
         return case.label, np.stack([load_square(file, SIZE) for file in files])
 
