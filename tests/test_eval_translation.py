@@ -23,7 +23,7 @@ from editar.evaluation.segmenter import HubSegmenter
 from editar.evaluation.translation import PROTOCOLS, depth_map, depth_rmse
 from editar.images import ImageError
 from editar.runtime.entry import load_config
-from editar.runtime.files import DataError
+from editar.runtime.files import DataError, checksum
 
 ROWS = 3
 
@@ -98,6 +98,8 @@ def test_depth_rows_are_the_judges(roots: dict[str, Path], judges: list[str], tm
         assert row["depth_rmse"] == pytest.approx(depth_rmse(predicted[None], cases[index].label[None])[0], rel=1e-4)
         assert row["instruction"] == cases[index].caption
     assert scores.missing == {"depth_fid": "judges.inception is null"}
+    folder = Path(judges[0].partition("=")[2])
+    assert scores.judges == {"depth": {"source": str(folder), "sha256": checksum(folder / "model.safetensors")}}
 
 
 def test_a_segmenter_that_agrees_scores_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from torchmetrics.functional.image import (
 from torchvision.models import squeezenet1_1
 
 from editar.config import ConfigError, JudgeSources
+from editar.evaluation.judges import unofficial
 from editar.evaluation.perceptual import ClipSimilarity, Lpips, clip_pixels
 from editar.evaluation.pie_metrics import COLUMNS, PieBatch, PieMetrics, background, paper_units, to_unit
 from editar.evaluation.pixels import ms_ssim, mse, psnr, ssim
 from editar.evaluation.structure import StructureDistance
-from editar.runtime.files import CheckpointError
+from editar.runtime.files import CheckpointError, load_weights, save_weights
 
 CPU = torch.device("cpu")
 
@@ -220,6 +222,15 @@ def test_clip_is_a_hundred_cosines(clip_folder: Path) -> None:
         assert values[i].item() == pytest.approx(max(0.0, 100 * cosine), abs=1e-3)
 
 
+def test_a_clip_without_some_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    state = load_weights(clip_folder / "model.safetensors")
+    del state["visual_projection.weight"]
+    save_weights(state, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lacks 1 of the clip's weights, first visual_projection.weight"):
+        ClipSimilarity.load(str(tmp_path), CPU)
+
+
 def test_clip_columns_see_black_and_no_brackets(clip_folder: Path) -> None:
     given, clip = batch(), ClipSimilarity.load(str(clip_folder), CPU)
     rows = PieMetrics(CPU, clip=clip)(given)
@@ -259,3 +270,11 @@ def test_a_wrong_judge_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<!doctype html>")
     with pytest.raises(CheckpointError, match="web page"):
         PieMetrics.load(JudgeSources(structure=str(tmp_path / "page.pth"), lpips=None, clip=None), CPU)
+
+
+def test_other_weights_than_the_published_ones_are_a_reason() -> None:
+    official = {"lpips": {"source": "a.pth", "sha256": "b8a52dc0" + "0" * 56}, "clip": {"source": "b", "sha256": "1"}}
+    assert unofficial(official) == []  # of clip no checksum is known
+    assert unofficial({"lpips": {"source": "a.pth", "sha256": "0" * 64}}) == [
+        "judges.lpips is not squeezenet1_1-b8a52dc0.pth"
+    ]

@@ -269,5 +269,14 @@ def test_what_cannot_stand_side_by_side_is_one_line(
     other = changed(scored, tmp_path / "other", "other", protocol="corrected")
     assert "their numbers do not belong in one table" in error(str(scored), other)
     rows = json.loads((scored / "scores.json").read_text())["methods"]["tiny"]["rows"]
+    judges = [{"lpips": {"source": f"{name}.pth", "sha256": name * 64}} for name in "ab"]
+    column = {"name": "lpips", "title": "LPIPS", "unit": "x1e3", "better": "lower"}
+    folders = [changed(scored, tmp_path / name, name) for name in "ab"]
+    for folder, record in zip(folders, judges, strict=True):
+        raw = json.loads((Path(folder) / "scores.json").read_text()) | {"judges": record}
+        rows = [row | {"lpips": 1.0} for row in raw["methods"][Path(folder).name]["rows"]]
+        raw["methods"][Path(folder).name]["rows"] = rows
+        write_json(Path(folder) / "scores.json", raw | {"columns": [*raw["columns"], column]})
+    assert "were scored by different weights of judges.lpips (a.pth, b.pth); score both" in error(*folders)
     fewer = changed(scored, tmp_path / "fewer", "fewer", rows=rows[:4], groups={})
     assert "were scored on different pictures of pie_bench" in error(str(scored), fewer)

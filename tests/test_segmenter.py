@@ -23,7 +23,7 @@ from editar.evaluation.segmenter import (
     from_mmseg,
     load_segmenter,
 )
-from editar.runtime.files import CheckpointError, load_state
+from editar.runtime.files import CheckpointError, load_state, load_weights, save_weights
 
 CPU = torch.device("cpu")
 
@@ -145,3 +145,36 @@ def test_depth_judge(tmp_path: Path) -> None:
     assert depth.dtype == np.float32
     with pytest.raises(ConfigError, match="cannot load"):
         DepthJudge.load(str(tmp_path / "absent"), CPU)
+
+
+def test_a_judge_with_random_weights_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers fills what a file lacks with random numbers; only what dpt-large itself lacks may be absent."""
+    folder = write_depth_judge(tmp_path / "dpt")
+    file, whole = folder / "model.safetensors", load_weights(folder / "model.safetensors")
+
+    def refused(state: dict[str, torch.Tensor]) -> str:
+        save_weights(state, file)
+        capfd.readouterr()
+        with pytest.raises(ConfigError) as caught:
+            DepthJudge.load(str(folder), CPU)
+        assert "\n" not in str(caught.value) and "LOAD REPORT" not in capfd.readouterr().err
+        return str(caught.value)
+
+    unused = "neck.fusion_stage.layers.0.residual_layer1."
+    save_weights({key: value for key, value in whole.items() if not key.startswith(unused)}, file)
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    lacking = DepthJudge.load(str(folder), CPU)(pictures)
+    save_weights(whole, file)
+    np.testing.assert_array_equal(lacking, DepthJudge.load(str(folder), CPU)(pictures))  # they are not used
+    other = "neck.fusion_stage.layers.1.residual_layer1.convolution1.weight"
+    message = refused({key: value for key, value in whole.items() if key != other})
+    assert f"its file lacks 1 of the dpt's weights, first {other}" in message
+    assert "cannot load" in refused(whole | {"head.head.0.bias": whole["head.head.0.bias"][:1]})
+    file.write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="cannot load"):
+        DepthJudge.load(str(folder), CPU)
+    segmenter = write_hub_segmenter(tmp_path / "maskformer")
+    with pytest.raises(ConfigError, match="maskformer: a model of type maskformer, dpt is needed here"):
+        DepthJudge.load(str(segmenter), CPU)
+    with pytest.raises(ConfigError, match="a model of type dpt, maskformer is needed here"):
+        load_segmenter(str(folder), CPU)

@@ -7,7 +7,8 @@ still scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from editar.config import ConfigError
+from editar.config import ConfigError, JudgeSources
+from editar.evaluation.benchmark import content_sum
 from editar.model.weights import read_file
-from editar.runtime.fetch import hub_file
-from editar.runtime.files import CheckpointError
+from editar.runtime.fetch import hub_file, load_manifest
+from editar.runtime.files import CheckpointError, checksum, one_line
 
 T = TypeVar("T")
 State = dict[str, torch.Tensor]
@@ -35,7 +37,16 @@ class Missing:
         return f"without {', '.join(self.columns)}: {self.reason}"
 
 
-# field of JudgeSources -> name in third_party/weights.yaml
+# Field of JudgeSources -> the columns it scores.
+COLUMNS = {
+    "structure": ("structure",),
+    "lpips": ("lpips",),
+    "clip": ("clip_whole", "clip_edited"),
+    "depth": ("depth_rmse",),
+    "segmenter": ("cocostuff_accuracy", "cocostuff_miou", "cocostuff_macc"),
+    "inception": ("depth_fid", "canny_fid", "cocostuff_fid"),
+}
+# Field of JudgeSources -> name in third_party/weights.yaml
 FETCH_NAMES = {
     "structure": "dino_vitb8",
     "lpips": "lpips_squeeze",
@@ -88,3 +99,91 @@ def read_state(source: str | Path) -> State:
 def frozen(module: nn.Module, device: torch.device) -> Any:
     """The module itself, in evaluation mode, without gradients, on the device."""
     return module.to(device).eval().requires_grad_(False)
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+# Intel/dpt-large has no such weights: the deepest fusion layer has no second input to put through them.
+UNUSED = {"dpt": "neck.fusion_stage.layers.0.residual_layer1."}
+
+
+def pretrained(cls: Any, source: str, kind: str) -> Any:
+    """A transformers model of the `model_type` kind, from a hub id or its folder.
+
+    Raises ConfigError for what cannot be loaded, is of another kind, or lacks weights: transformers
+    would go on with random ones.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    found = _load(AutoConfig, source).model_type
+    if found != kind:
+        raise ConfigError(f"{source}: a model of type {found}, {kind} is needed here; give another hub id or folder")
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # or it prints a table of what the line below says
+    try:
+        model, report = _load(cls, source, output_loading_info=True)
+    finally:
+        logging.set_verbosity(loud)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED.get(kind, "\0")))
+    if missing:
+        raise ConfigError(
+            f"{source}: its file lacks {len(missing)} of the {kind}'s weights, first {missing[0]}; fetch it again"
+        )
+    return model
+
+
+def processor(cls: Any, source: str) -> Any:
+    """A transformers tokenizer or image processor. Raises ConfigError."""
+    return _load(cls, source)
+
+
+def _load(cls: Any, source: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(source, **options)
+    except Exception as error:  # missing, offline, damaged, other shapes: many types, one meaning
+        reason = one_line(error).split(" For details look")[0]
+        raise ConfigError(f"cannot load {source}: {reason}; give a hub id or the folder it was saved in") from None
+
+
+# --- which judges scored --------------------------------------------------------------------------
+
+
+def weights_files(source: str | Path) -> list[Path]:
+    """The weights behind a source that was loaded: the file, a folder's, or a hub id's in the hub's cache."""
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    from huggingface_hub import try_to_load_from_cache
+
+    plain = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))  # transformers takes the first of these
+    names = ("model.safetensors", "pytorch_model.bin") if plain else ()
+    found = (try_to_load_from_cache(str(source), name) for name in names)
+    return [Path(file) for file in found if isinstance(file, str)][:1] or [hub_file(str(source))]
+
+
+def judge_records(sources: JudgeSources, columns: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Judge -> source and checksum of its weights, of those that score any of `columns`."""
+    scored = set(columns)
+    used = {name: str(getattr(sources, name)) for name, own in COLUMNS.items() if scored & set(own)}
+    return {name: {"source": source, "sha256": _weights_sum(source)} for name, source in used.items()}
+
+
+def _weights_sum(source: str) -> str:
+    files = weights_files(source)
+    return checksum(files[0]) if len(files) == 1 else content_sum(files)
+
+
+def unofficial(records: dict[str, dict[str, str]]) -> list[str]:
+    """Reasons against comparing with published rows: judges whose published checksum is another one.
+    Only what its publisher put into the file's name is known."""
+    entries = load_manifest()
+    reasons = []
+    for name, record in records.items():
+        known = {f.file: f.sha256 or f.sha256_prefix for f in entries[FETCH_NAMES[name]].files}
+        for file, start in known.items():
+            if start and not record["sha256"].startswith(start):
+                reasons.append(f"judges.{name} is not {file}")
+    return reasons

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from editar.evaluation.benchmark import BenchmarkError
+from editar.evaluation.judges import COLUMNS as JUDGED
 from editar.evaluation.nano_scores import NANO_FILE, load_nano
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation
@@ -49,8 +50,8 @@ def _load(path: Path) -> Evaluation:
 def merge(scored: Sequence[Scored]) -> list[Evaluation]:
     """One evaluation per benchmark, methods in the order given.
 
-    Raises BenchmarkError for folders that must not stand side by side: other protocols or pictures,
-    or two methods of the same name.
+    Raises BenchmarkError for folders that must not stand side by side: other protocols, pictures or
+    judges, or two methods of the same name.
     """
     _check_protocols(scored)
     benchmarks = list(dict.fromkeys(item.evaluation.benchmark for item in scored))
@@ -71,6 +72,7 @@ def _check_protocols(scored: Sequence[Scored]) -> None:
 
 def _merge_one(scored: Sequence[Scored]) -> Evaluation:
     columns = list({column.name: column for item in scored for column in item.evaluation.columns}.values())
+    _check_judges(scored)
     whole = {name for item in scored for method in item.evaluation.methods for name in method.whole}
     first, methods = scored[0], list[MethodScores]()
     origins: dict[str, str] = {}
@@ -93,7 +95,23 @@ def _merge_one(scored: Sequence[Scored]) -> Evaluation:
             partly = name in {column.name for column in columns}
             where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if partly else ""
             missing[name + where] = reason
-    return replace(first.evaluation, columns=columns, methods=methods, missing=missing)
+    judges = {name: record for item in reversed(scored) for name, record in item.evaluation.judges.items()}
+    return replace(first.evaluation, columns=columns, methods=methods, missing=missing, judges=judges)
+
+
+def _check_judges(scored: Sequence[Scored]) -> None:
+    """A column that two folders share was scored by the same weights."""
+    seen: dict[str, tuple[Scored, dict[str, str]]] = {}
+    for item in scored:
+        columns = {column.name for column in item.evaluation.columns}
+        for judge, record in item.evaluation.judges.items():
+            for name in columns.intersection(JUDGED[judge]):
+                first, other = seen.setdefault(name, (item, record))
+                if other["sha256"] != record["sha256"]:
+                    raise BenchmarkError(
+                        f"{first.origin} and {item.origin} were scored by different weights of judges.{judge} "
+                        f"({other['source']}, {record['source']}); score both with the same"
+                    )
 
 
 def _pictures(item: Scored) -> list[tuple[str, str]]:

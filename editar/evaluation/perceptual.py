@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from editar.config import ConfigError
-from editar.evaluation.judges import frozen, read_state
+from editar.evaluation.judges import frozen, pretrained, processor, read_state
 from editar.runtime.files import CheckpointError, load_state
 
 CLIP_SIDE = 224
@@ -63,11 +62,7 @@ class ClipSimilarity:
         """From a hub id or its folder; PIE-Bench uses openai/clip-vit-large-patch14. Raises ConfigError."""
         from transformers import AutoTokenizer, CLIPModel
 
-        try:
-            return cls(CLIPModel.from_pretrained(source), AutoTokenizer.from_pretrained(source), device)
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            raise ConfigError(f"cannot load {source}: {reason}; give a hub id or the folder it was saved in") from None
+        return cls(pretrained(CLIPModel, source, "clip"), processor(AutoTokenizer, source), device)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, captions: list[str]) -> torch.Tensor:

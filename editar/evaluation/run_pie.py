@@ -16,6 +16,7 @@ from editar.config import EvalConfig
 from editar.evaluation.benchmark import content_sum
 from editar.evaluation.editor import open_editor
 from editar.evaluation.generate import EditJob, generate
+from editar.evaluation.judges import judge_records, unofficial
 from editar.evaluation.loading import batches
 from editar.evaluation.pie_bench import (
     PICTURES,
@@ -59,6 +60,8 @@ def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
     metrics, missing = PieMetrics.load(cfg.judges, pick_device(cfg.device))
     for item in missing:
         say(f"scoring {item}")
+    columns = metrics.columns()
+    judges = judge_records(cfg.judges, [column.name for column in columns])
     methods = []
     for name, results in folders.items():
         values = list(score_rows(metrics, cfg, items, results))
@@ -68,10 +71,10 @@ def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
             "edit type": [item.edit_name for item in items],
             "category": [" ".join(filter(None, (item.origin, item.subject))) or "-" for item in items],
         }
-        reasons = incomparable(items, manifest)
+        reasons = incomparable(items, manifest) + unofficial(judges)
         methods.append(MethodScores(name, str(results.source), rows, groups, {}, reasons, manifest))
-    columns = [Column(column.name, column.title, column.unit, column.better) for column in metrics.columns()]
-    return Evaluation("pie_bench", PROTOCOL, str(cfg.root), columns, methods, missing_columns(missing))
+    shown = [Column(column.name, column.title, column.unit, column.better) for column in columns]
+    return Evaluation("pie_bench", PROTOCOL, str(cfg.root), shown, methods, missing_columns(missing), judges)
 
 
 def describe(cfg: EvalConfig, item: PieItem, results: Results) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from editar.evaluation.fid import (
     statistics,
 )
 from editar.evaluation.generate import EditJob, generate
-from editar.evaluation.judges import try_judge
+from editar.evaluation.judges import judge_records, try_judge, unofficial
 from editar.evaluation.loading import batches
 from editar.evaluation.results import Results
 from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns
@@ -110,9 +110,12 @@ def score(cfg: EvalConfig, cases: Cases) -> Evaluation:
     missing += fid.missing
     for item in missing:
         say(f"scoring {item}")
-    scored = [score_method(cfg, cases, metrics, fid, name, results) for name, results in methods.items()]
     columns = metrics.columns + ([] if fid.missing else [fid.column])
-    return Evaluation(cases.task, cases.rules.name, str(cfg.root), columns, scored, missing_columns(missing))
+    judges = judge_records(cfg.judges, [column.name for column in columns])
+    scored = [score_method(cfg, cases, metrics, fid, name, results) for name, results in methods.items()]
+    for method in scored:
+        method.why_not += unofficial(judges) if metrics.comparable else []
+    return Evaluation(cases.task, cases.rules.name, str(cfg.root), columns, scored, missing_columns(missing), judges)
 
 
 def score_method(
@@ -210,7 +213,7 @@ def incomparable(cases: Cases, metrics: TranslationMetrics, manifest: dict[str, 
         reasons.append(f"{len(cases)} prompts instead of {EXPECTED_ROWS}")
     if cases.rules.name != "editar":
         reasons.append(f"protocol {cases.rules.name}, the paper's rows follow `editar`")
-    if metrics.segmenter is not None and not metrics.segmenter.comparable:
+    if not metrics.comparable:
         reasons.append("another segmenter than the published DeepLabV3")
     if manifest is not None and manifest["image_size"] != SIZE:
         reasons.append(f"made at {manifest['image_size']} px, enlarged to {SIZE}")

@@ -75,6 +75,7 @@ class Evaluation:
     columns: list[Column]
     methods: list[MethodScores]
     missing: dict[str, str] = field(default_factory=dict)  # column -> what to fetch
+    judges: dict[str, dict[str, str]] = field(default_factory=dict)  # judge -> source, sha256 of its weights
 
     def means(self, method: MethodScores) -> dict[str, Mean]:
         """Column -> mean with its interval; numbers of the whole result have none."""
@@ -145,6 +146,7 @@ class Evaluation:
             "made_by": provenance(),
             "columns": [asdict(column) for column in self.columns],
             "missing_columns": self.missing,
+            "judges": self.judges,
             "methods": methods,
             "compared_with_first": paired,
         }
@@ -209,6 +211,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
             [Column(**column) for column in raw["columns"]],
             methods,
             raw["missing_columns"],
+            raw["judges"],
         )
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from editar.config import ConfigError
 from editar.evaluation.benchmark import BenchmarkError
-from editar.evaluation.judges import State, frozen, read_state
+from editar.evaluation.judges import State, frozen, pretrained, processor, read_state
 from editar.evaluation.translation import CLASSES, SIZE
 from editar.runtime.files import CheckpointError, load_state
 
@@ -143,8 +142,8 @@ class HubSegmenter:
         """From a hub id or its folder. Raises ConfigError."""
         from transformers import AutoImageProcessor, MaskFormerForInstanceSegmentation
 
-        model, processor = pretrained(MaskFormerForInstanceSegmentation, source), pretrained(AutoImageProcessor, source)
-        return cls(model, processor, device)
+        model = pretrained(MaskFormerForInstanceSegmentation, source, "maskformer")
+        return cls(model, processor(AutoImageProcessor, source), device)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
@@ -166,7 +165,7 @@ class DepthJudge:
         """From a hub id or its folder. Raises ConfigError."""
         from transformers import DPTForDepthEstimation, DPTImageProcessor
 
-        return cls(pretrained(DPTForDepthEstimation, source), pretrained(DPTImageProcessor, source), device)
+        return cls(pretrained(DPTForDepthEstimation, source, "dpt"), processor(DPTImageProcessor, source), device)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
@@ -178,12 +177,3 @@ class DepthJudge:
 def load_segmenter(source: str, device: torch.device) -> DeepLab | HubSegmenter:
     """OpenMMLab's file, or a hub id / folder of a MaskFormer."""
     return DeepLab.load(source, device) if source.endswith(".pth") else HubSegmenter.load(source, device)
-
-
-def pretrained(cls: Any, source: str) -> Any:
-    """transformers' loader with a one-line ConfigError."""
-    try:
-        return cls.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"cannot load {source}: {reason}; give a hub id or the folder it was saved in") from None

@@ -68,6 +68,11 @@ class TranslationMetrics:
     def columns(self) -> list[Column]:
         return ROW_COLUMNS[self.task] + WHOLE_COLUMNS[self.task] if self.scores_rows else []
 
+    @property
+    def comparable(self) -> bool:
+        """False with another kind of segmenter than the published tables'."""
+        return self.segmenter is None or self.segmenter.comparable
+
     def begin(self) -> None:
         """Before each method's pictures."""
         self.confusion = Confusion()
