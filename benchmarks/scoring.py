@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What scoring costs per picture: batched metrics beside the official evaluator's way, one at a time.
 
-    python benchmarks/scoring.py                      # CPU, one thread, batch 16
+    python benchmarks/scoring.py --json benchmarks/results/scoring_cpu.json     # CPU, one thread, batch 16
     python benchmarks/scoring.py --device cuda --threads 8
 
 Network-free metrics only (PIE-Bench background PSNR, MSE, SSIM; edge SSIM, multi-scale SSIM, PSNR, F1),
@@ -13,7 +13,6 @@ on a GPU it is wall time around a synchronisation.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 
@@ -31,6 +30,7 @@ from editar.evaluation.pie_bench import SIZE, decode_mask
 from editar.evaluation.pie_metrics import PieBatch, PieMetrics
 from editar.evaluation.translation import edge_scores
 from editar.runtime.device import pick_device
+from editar.runtime.files import provenance, write_json
 
 Values = dict[str, list[float]]
 
@@ -41,13 +41,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    print(
-        f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {options.threads} threads, {device}"
-    )
+    print(f"torch {torch.__version__}, {device}, {options.threads} threads, batch {options.batch}")
     print(f"{'metrics':<24}{'one by one':>14}{'batched':>14}{'faster':>9}{'largest relative difference':>30}")
+    rows = []
     for name, (slow, fast) in {
         "pie-bench background": pie_bench(options.batch, device),
         "edges": edges(options.batch, device),
@@ -56,8 +56,15 @@ def main() -> None:
         gap = difference(expected, found)
         per = [1000 * seconds / options.batch for seconds in (before, after)]
         print(f"{name:<24}{per[0]:>11.1f} ms{per[1]:>11.1f} ms{per[0] / per[1]:>8.1f}x{gap:>30.1e}")
+        rows.append(
+            {"metrics": name, "one_by_one_ms": per[0], "batched_ms": per[1], "ratio": per[0] / per[1], "gap": gap}
+        )
         if gap > 1e-4:
             raise SystemExit(f"{name}: the two ways disagree")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        made_by = {key: value for key, value in provenance().items() if key != "host"}
+        write_json(options.json, {"made_by": made_by, "settings": settings, "rows": rows})
 
 
 def best(run: Callable[[], Values], repeats: int, device: torch.device) -> tuple[float, Values]:

@@ -149,6 +149,8 @@ def ours(
     batch, device = len(words), pictures.device
     teacher = random_teacher(options, device) if name == "teacher" else None
     cfg = config(options, *VARIANTS[name], f"teacher={teacher[0] if teacher else 'none'}")
+    if teacher and teacher[0] == "dinov2":
+        cfg.gpt.teacher_grid = 16  # its map, whatever the student's
     torch.manual_seed(1)
     gpt = random_output(GPT(cfg.gpt).to(device).train())
     engine = parallelise(Objective(gpt, cfg.loss), cfg, World(0, 1, device))

@@ -59,6 +59,9 @@ def places(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rotate adjacent channel pairs of x (B, S, H, hd) by table (S, hd/2, 2), in float32, cast back."""
     pairs = x.float().unflatten(-1, (-1, 2))  # (B, S, H, hd/2, 2)
+    if not torch.compiler.is_compiling():  # as one complex product: eager code pays for every small step
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(table)[:, None]
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
     cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)

@@ -39,7 +39,7 @@ class FastBlock:
         rows, s, _ = x.shape
         heads = self.qkv(self.attention_norm(x)).view(rows, s, -1, self.width)
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = turn(qk, rope).split([self.heads, self.kv_heads], dim=2)
+        q, k = apply_rope(qk, rope).split([self.heads, self.kv_heads], dim=2)
         q = q.view(images, rows // images, s, self.kv_heads, -1, self.width).permute(0, 3, 1, 4, 2, 5)
         k, v = (
             t.view(images, rows // images, s, self.kv_heads, self.width).permute(0, 3, 1, 2, 4).flatten(0, 2)
@@ -218,14 +218,6 @@ class FastGPT:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(self.model.norm(hidden)).float()
-
-
-def turn(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """`apply_rope`; in eager float32 as one complex product instead of a dozen small steps."""
-    if x.dtype != torch.float32 or torch.compiler.is_compiling():
-        return apply_rope(x, rope)
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * torch.view_as_complex(rope)[:, None]).flatten(-2)
 
 
 def causal_mask(queries: int, start: int, like: torch.Tensor) -> torch.Tensor:
