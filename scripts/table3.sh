@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Table 3: PIE-Bench with our checkpoint and with the baselines that can be run here, one table, one report.
 #   CHECKPOINT=checkpoints/editar-xl DATA=data/pie_bench [GPUS=8] scripts/table3.sh [key=value ...]
+# The arguments go to our run alone (+sampling.cfg_scale=2); OVERRIDES="judges.clip=null" go to every run.
 # BASELINES (instruct_pix2pix magicbrush) are run through diffusers (pip install -e '.[baselines]'); FOLDERS
 # ("mgie=DIR seed_x_edit=DIR") are pictures made elsewhere.
 # Estimate: table 1's time, and 5 s a picture for each baseline: an hour on one GPU, 8 minutes on eight.
 source "$(dirname "$0")/eval.sh"
-common=(benchmark=pie_bench root="${DATA:?the folder with mapping_file.json}" "$@")
-run_eval "${common[@]}" checkpoint="${CHECKPOINT:?a run folder}" output_dir="$OUT/ours" method=ours
+common=(benchmark=pie_bench root="${DATA:?the folder with mapping_file.json}" ${OVERRIDES-})
+run_eval "${common[@]}" checkpoint="${CHECKPOINT:?a run folder}" output_dir="$OUT/ours" method=ours "$@"
 scored=("$OUT/ours")
 for name in ${BASELINES-instruct_pix2pix magicbrush}; do
   run_eval "${common[@]}" baseline="$name" output_dir="$OUT/$name"

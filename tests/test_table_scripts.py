@@ -13,8 +13,10 @@ import pytest
 from conftest import ROOT
 from test_report import GOLDEN, Page
 
+from editar.config import EvalConfig
 from editar.evaluation.merged import load_scored
 from editar.evaluation.nano_export import PROMPTS, export_translation
+from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights, save_weights
 
 QUICK = ["judges.structure=null", "judges.lpips=null", "judges.clip=null", "num_workers=0"]
@@ -33,7 +35,7 @@ def test_table_1_and_3(tiny_run: Path, tmp_path: Path) -> None:
     """Our checkpoint, and a folder of somebody else's pictures; no baseline is run."""
     folders = f"other={GOLDEN / 'output' / 'tiny-editor'}"
     settings = {"CHECKPOINT": str(tiny_run), "DATA": str(GOLDEN / "data"), "OUT": str(tmp_path / "3")}
-    text = run_script("table3.sh", *QUICK, **settings, BASELINES="", FOLDERS=folders)
+    text = run_script("table3.sh", OVERRIDES=" ".join(QUICK), **settings, BASELINES="", FOLDERS=folders)
     assert "MagicBrush" in text and "ours *" in text and "other *" in text
     assert Page(tmp_path / "3" / "report.html").grids[0]["methods"] == ["ours", "other"]
     settings["OUT"] = str(tmp_path / "1")
@@ -41,6 +43,23 @@ def test_table_1_and_3(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "3" / "ours" / "manifest.json", tmp_path / "1")
     text = run_script("table1.sh", *QUICK, **settings)  # goes on with the pictures that are there
     assert "ours *" in text and "Pix2pix-zero" in text
+
+
+def test_baselines_of_table_3_compose(tmp_path: Path) -> None:
+    """The script's commands without their work: what it gives to the baselines fits them."""
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    python.chmod(0o755)
+    settings = {"CHECKPOINT": "ours", "DATA": "data", "OUT": str(tmp_path / "out"), "OVERRIDES": "judges.clip=null"}
+    run_script("table3.sh", "+sampling.cfg_scale=2", **settings, PYTHON=str(python), FOLDERS="mgie=pictures")
+    *calls, last = [line.split() for line in log.read_text().splitlines()]
+    assert all(call[:2] == ["-m", "editar.eval"] for call in calls)
+    runs = [load_config(EvalConfig, "eval", call[2:]) for call in calls]
+    assert [run.method for run in runs] == ["ours", "InstructPix2Pix", "MagicBrush", "mgie"]
+    assert [run.sampling for run in runs] == [{"cfg_scale": 2}, {}, {}, {}]
+    assert [run.baseline.pipeline for run in runs[1:3]] == ["instruct_pix2pix"] * 2
+    assert all(run.judges.clip is None for run in runs)
+    assert last[0] == "scripts/report.py" and last[1:5] == [run.output_dir for run in runs]
 
 
 def test_table_2(tiny_run: Path, tmp_path: Path) -> None:
