@@ -5,7 +5,7 @@
     python scripts/report.py ours=outputs/a/scores.json outputs/b --out report.html --pictures 700
 
 SCORED is a folder (or its scores.json) written by `python -m editar.eval`, of any benchmark;
-NAME=SCORED calls its method NAME. The tables also go to the terminal and into report_TABLE.{txt,md,tex,csv}.
+NAME=SCORED calls its method NAME. The tables also go to the terminal and into report_TABLE.{txt,md,tex,csv,json}.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from editar.evaluation.benchmark import BenchmarkError
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.run import evaluate
 from editar.evaluation.scores import load_evaluation
-from editar.evaluation.tables import OurRow, latex_table, layout, markdown_table, text_table
+from editar.evaluation.tables import OurRow, json_table, latex_table, layout, markdown_table, text_table
 from editar.images import ImageError
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights, save_weights
@@ -81,7 +83,28 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
     assert {row[0]: row for row, _ in apart.rows}["PnPInversion"][2] == "<27.22>"
     assert markdown_table(paper, [good]).count("\n") == len(paper.rows) + 3
     assert r"\textbf{30.00}" in latex_table(paper, [good])
-    assert len({len(line) for line in text_table(paper, [good]).splitlines()}) == 1
+    *lines, legend = text_table(paper, [good]).splitlines()
+    assert len({len(line) for line in lines}) == 1 and legend == "! best of its column"
+    assert r"\textbf{30.00}" in latex_table(paper, [replace(good, method="a & b_c {50%}")])
+    assert r"a \& b\_c \{50\%\} & 39.43 &" in latex_table(paper, [replace(good, method="a & b_c {50%}")])
+
+
+def test_the_json_table_is_strict_and_says_what_is_comparable() -> None:
+    def fail(constant: str) -> None:
+        raise AssertionError(constant)
+
+    paper = paper_tables()["table1"]
+    ours = [OurRow("ours", {"structure": 39.43, "psnr": math.inf}), OurRow("few", {"mse": math.nan}, "6 pictures")]
+    table = json.loads(json_table(paper, ours), parse_constant=fail)
+    assert [column["name"] for column in table["columns"]] == paper.columns
+    assert table["paper"][-1] == {
+        "method": "EditAR", "base": "LlamaGen", "kind": "feed-forward", "values": paper.row("EditAR"),
+    }  # fmt: skip
+    first, second = table["ours"]
+    assert (first["comparable"], first["why_not"]) == (True, "")
+    assert (second["comparable"], second["why_not"]) == (False, "6 pictures")
+    assert first["values"]["psnr"] == "inf" and first["values"]["mse"] is second["values"]["mse"] is None
+    assert first["minus_paper_editar"]["structure"] == 0 and first["minus_paper_editar"]["lpips"] is None
 
 
 def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> None:
@@ -178,6 +201,10 @@ def test_several_methods_are_compared_picture_by_picture(tmp_path: Path, capsys:
     scores = load_evaluation(out)
     assert [method.method for method in scores.methods] == ["tiny", "source", "strips"]
     assert scores.means(scores.methods[1])["mse"].mean == 0
+    written = json.loads((out / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert written["methods"]["source"]["rows"][0]["psnr"] == "inf"  # an untouched picture
+    assert scores.methods[1].rows[0]["psnr"] == math.inf and scores.means(scores.methods[1])["psnr"].mean == math.inf
+    assert json.loads((out / "table1.json").read_text())["ours"][0]["method"] == "tiny"
     paired = scores.paired()
     assert paired["source"] == paired["strips"]
     assert paired["source"]["mse"].wins == 5 and paired["source"]["mse"].difference.excluded == 1

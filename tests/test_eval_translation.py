@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_edges_of_the_photographs_themselves_are_perfect(
     Image.new("RGB", (192, 192)).save(thumbnail)  # as another root would have left it
     evaluate(config(roots["canny"], tmp_path / "out", *options))
     assert thumbnail.read_bytes() == drawn
+
+
+def test_a_table_in_one_file_keeps_its_statistics_beside_it(
+    roots: dict[str, Path], judges: list[str], tmp_path: Path
+) -> None:
+    results, file = photographs(roots["canny"], tmp_path / "photos"), tmp_path / "set" / "canny.parquet"
+    file.parent.mkdir()
+    shutil.copy(next(roots["canny"].rglob("*.parquet")), file)
+    options = ["benchmark=canny", f"results={results}", judges[2], "stage=score"]
+    evaluate(config(file, tmp_path / "out", *options))
+    cache = file.with_name("canny_fid_canny_crop_3.npz")
+    assert FidStatistics.load(cache).count == ROWS
+    cache.write_bytes(b"damaged")
+    with pytest.raises(BenchmarkError, match="not a file of FID statistics"):  # before any picture is scored
+        evaluate(config(file, tmp_path / "late", *options))
+    assert not (tmp_path / "late").exists()
 
 
 def test_depth_rows_are_the_judges(roots: dict[str, Path], judges: list[str], tmp_path: Path) -> None:

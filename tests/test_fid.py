@@ -114,6 +114,17 @@ def test_a_stale_cache_is_noticed(tmp_path: Path) -> None:
         ask(files)
 
 
+def test_a_cache_without_a_place_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    files = write_pictures(tmp_path / "a", 2, 0)
+
+    def broken(pictures: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("made before the place was looked at")
+
+    for cache in (files[0] / "fid.npz", tmp_path / "a"):
+        with pytest.raises(BenchmarkError, match=r"no place for FID statistics .*; give fid_statistics=FILE.npz"):
+            cached_statistics(cache, PictureFiles(files, 64), "", broken, "net", CPU)
+
+
 def test_bad_pictures(tmp_path: Path) -> None:
     files = write_pictures(tmp_path / "a", 2, 0)
     with pytest.raises(BenchmarkError, match="64x64, this benchmark is scored at 512x512"):

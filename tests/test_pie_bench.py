@@ -104,9 +104,10 @@ def test_bad_results(tmp_path: Path) -> None:
     write_picture(file, (256, 256))
     with pytest.raises(BenchmarkError, match="256x256, this benchmark is scored at 512x512"):
         load_result(file)
-    write_picture(file, (300, 900))
-    with pytest.raises(BenchmarkError, match="300x900"):
-        load_result(file)
+    for size in ((300, 900), (640, 512), (512, 640), (600, 700), (1024, 1024)):
+        write_picture(file, size)
+        with pytest.raises(BenchmarkError, match=rf"result.jpg: {size[0]}x{size[1]}, this benchmark is scored at 512"):
+            load_result(file)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ImageError, match="not a readable image"):
         load_result(file)
@@ -126,6 +127,7 @@ def test_bad_results(tmp_path: Path) -> None:
         ({"mask": [262144, 1]}, "starts outside"),
         ({"editing_type_id": "10"}, "not one of 0 to 9"),
         ({"editing_instruction": 3}, "editing_instruction must be text"),
+        ({"editing_instruction": " "}, "entry 221000000002: editing_instruction is empty"),
         ({"image_path": "../../secret.jpg"}, "must lie inside"),
         ({"editing_instruction": None, "aspect_mapping": {}}, r"PIE-Bench\+\+"),
     ],

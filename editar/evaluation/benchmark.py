@@ -11,6 +11,7 @@ import numpy as np
 from editar.images import load_image
 from editar.runtime.files import DataError, checksum
 
+SIZE = 512  # of every public benchmark here
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 
 

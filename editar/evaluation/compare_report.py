@@ -17,7 +17,7 @@ from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.plots import Plot
 from editar.evaluation.scores import Column, Evaluation, paired_table
 from editar.evaluation.statistics import Comparison, Mean
-from editar.evaluation.tables import ARROWS, OurRow, layout, text_table, write_tables
+from editar.evaluation.tables import ARROWS, OurRow, best_of, layout, text_table, write_tables
 from editar.runtime.files import provenance, write_text
 
 TITLES = {
@@ -95,7 +95,7 @@ def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
 def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per method its cells: mean, interval and how many pictures are left out."""
     found = [evaluation.means(method) for method in evaluation.methods]
-    best = {column.name: _best(column, [means[column.name].mean for means in found]) for column in evaluation.columns}
+    best = {c.name: best_of([means[c.name].mean for means in found], c.better) for c in evaluation.columns}
     return [
         {
             "method": method.method,
@@ -107,11 +107,6 @@ def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
         }
         for method, means in zip(evaluation.methods, found, strict=True)
     ]
-
-
-def _best(column: Column, values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return (max if column.better == "higher" else min)(known) if known else math.nan
 
 
 def _cell(mean: Mean) -> dict[str, Any]:

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from editar.evaluation.benchmark import BenchmarkError, load_square
+from editar.evaluation.benchmark import SIZE, BenchmarkError, load_square
 from editar.evaluation.loading import batches
 from editar.runtime.files import CheckpointError, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
-SIZE = 512
+ELSEWHERE = "give fid_statistics=FILE.npz"
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,15 @@ class FidStatistics:
     network: str
 
     def save(self, path: str | Path) -> None:
+        """Raises BenchmarkError where it cannot be written."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_place(path)
         partial = path.with_name(f".{path.stem}.part.npz")
-        np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
-        os.replace(partial, path)
+        try:
+            np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
+            os.replace(partial, path)
+        except OSError as error:
+            raise BenchmarkError(f"{path}: cannot be written ({error.strerror}); {ELSEWHERE}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> FidStatistics:
@@ -62,6 +66,17 @@ class FidStatistics:
         values, vectors = np.linalg.eigh(self.covariance)
         kept = values > values[-1] * 1e-14
         return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def check_place(path: Path) -> None:
+    """The folder of a cache can be written to; makes it. Raises BenchmarkError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(f"{path}: no place for FID statistics ({error.strerror}); {ELSEWHERE}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "is a folder" if path.is_dir() else "its folder is read-only"
+        raise BenchmarkError(f"{path}: no place for FID statistics ({why}); {ELSEWHERE}")
 
 
 class Inception:
@@ -153,11 +168,12 @@ def cached_statistics(
     """The reference's statistics from `cache`, or made and written there. `fingerprint` changes with
     the pictures (`content_sum`, or a data set's revision).
 
-    Raises BenchmarkError when the cache was made from other pictures or another network: it would
-    otherwise go unnoticed into every table.
+    Raises BenchmarkError when the cache was made from other pictures or another network, which would
+    otherwise go unnoticed into every table, and where it cannot be written.
     """
     cache = Path(cache)
     if not cache.is_file():
+        check_place(cache)
         made = statistics(pictures, fingerprint, network, network_sum, device, workers)
         made.save(cache)
         return made

@@ -8,7 +8,8 @@ Nothing here scores; `editar.evaluation.pie_metrics` does. Quirks of the officia
 PROTOCOL:
   mask frame      the outermost rows and columns always count as edited (`decode_mask`)
   mask clipping   a run that leaves the picture is cut at its end (`decode_mask`)
-  result strips   a result that is not square is cut to its bottom-right 512x512 (`load_result`)
+  result strips   a result that is not square is cut to its bottom-right 512x512; only strips of 512x512
+                  pictures are accepted, the official evaluator cuts anything (`load_result`)
   brackets        "[" and "]" are taken out of the captions before CLIP reads them (`plain_caption`)
 """
 
@@ -22,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from editar.evaluation.benchmark import BenchmarkError, load_square
+from editar.evaluation.benchmark import SIZE, BenchmarkError, load_square
 from editar.images import load_image
 
 PROTOCOL = "pnpinversion-v1"
-SIZE = 512
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
 # editing_type_id -> (name, pictures in the complete benchmark)
@@ -129,6 +129,8 @@ def _item(file: Path, key: str, entry: Any) -> PieItem:
     texts = {name: entry[name] for name in FIELDS[:4]}
     if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
         raise BenchmarkError(f"{where}: {', '.join(wrong)} must be text")
+    if not texts["editing_instruction"].strip():
+        raise BenchmarkError(f"{where}: editing_instruction is empty; is this PIE-Bench's own mapping file?")
     path = PurePosixPath(entry["image_path"])
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise BenchmarkError(f"{where}: image_path {path} must lie inside {PICTURES}")
@@ -188,10 +190,14 @@ def load_source(root: str | Path, item: PieItem) -> np.ndarray:
 def load_result(path: Path) -> np.ndarray:
     """A method's result, (512, 512, 3) uint8; of a strip of pictures the bottom-right one counts.
 
-    Raises BenchmarkError for a picture that is too small, ImageError for a damaged one.
+    Raises BenchmarkError for a picture of another size or a strip of such, ImageError for a damaged one.
     """
     image = load_image(path)
     width, height = image.size
-    if width == height or min(width, height) < SIZE:
-        return load_square(path, SIZE)
+    if (width, height) == (SIZE, SIZE):
+        return np.array(image)
+    if width == height or width % SIZE or height % SIZE:
+        raise BenchmarkError(
+            f"{path}: {width}x{height}, this benchmark is scored at {SIZE}x{SIZE}, or strips of such pictures"
+        )
     return np.array(image.crop((width - SIZE, height - SIZE, width, height)))

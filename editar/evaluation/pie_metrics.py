@@ -24,10 +24,11 @@ from editar.evaluation.judges import Missing, try_judge
 from editar.evaluation.perceptual import ClipSimilarity, Lpips
 from editar.evaluation.pie_bench import plain_caption
 from editar.evaluation.pixels import mse, psnr, ssim
+from editar.evaluation.scores import Column
 from editar.evaluation.structure import StructureDistance
 
 
-class Column(NamedTuple):
+class PieColumn(NamedTuple):
     """One column of the table. value in the paper's unit = `scale` x raw value; `official` is the
     name in the official evaluator's CSV."""
 
@@ -38,16 +39,20 @@ class Column(NamedTuple):
     unit: str
     better: str  # lower | higher
 
+    @property
+    def shown(self) -> Column:
+        return Column(self.name, self.title, self.unit, self.better)
+
 
 CLIP_EDITED = "clip_similarity_target_image_edit_part"
 COLUMNS = (
-    Column("structure", "Structure distance", "structure_distance", 1e3, "x1e3", "lower"),
-    Column("psnr", "Background PSNR", "psnr_unedit_part", 1.0, "dB", "higher"),
-    Column("lpips", "Background LPIPS", "lpips_unedit_part", 1e3, "x1e3", "lower"),
-    Column("mse", "Background MSE", "mse_unedit_part", 1e4, "x1e4", "lower"),
-    Column("ssim", "Background SSIM", "ssim_unedit_part", 1e2, "x1e2", "higher"),
-    Column("clip_whole", "CLIP, whole picture", "clip_similarity_target_image", 1.0, "100 x cosine", "higher"),
-    Column("clip_edited", "CLIP, edited region", CLIP_EDITED, 1.0, "100 x cosine", "higher"),
+    PieColumn("structure", "Structure distance", "structure_distance", 1e3, "x1e3", "lower"),
+    PieColumn("psnr", "Background PSNR", "psnr_unedit_part", 1.0, "dB", "higher"),
+    PieColumn("lpips", "Background LPIPS", "lpips_unedit_part", 1e3, "x1e3", "lower"),
+    PieColumn("mse", "Background MSE", "mse_unedit_part", 1e4, "x1e4", "lower"),
+    PieColumn("ssim", "Background SSIM", "ssim_unedit_part", 1e2, "x1e2", "higher"),
+    PieColumn("clip_whole", "CLIP, whole picture", "clip_similarity_target_image", 1.0, "100 x cosine", "higher"),
+    PieColumn("clip_edited", "CLIP, edited region", CLIP_EDITED, 1.0, "100 x cosine", "higher"),
 )
 SCALE = {column.name: column.scale for column in COLUMNS}
 
@@ -90,7 +95,7 @@ class PieMetrics:
         )
         return cls(device, structure, lpips, clip), [missing for missing in (a, b, c) if missing]
 
-    def columns(self) -> list[Column]:
+    def columns(self) -> list[PieColumn]:
         """Those that this object fills, in the table's order."""
         lacking = {
             "structure": self.structure is None,

@@ -30,7 +30,7 @@ from editar.evaluation.pie_bench import (
 )
 from editar.evaluation.pie_metrics import PieBatch, PieMetrics, paper_units
 from editar.evaluation.results import Results
-from editar.evaluation.scores import Column, Evaluation, MethodScores, missing_columns
+from editar.evaluation.scores import Evaluation, MethodScores, missing_columns
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import World
 from editar.runtime.log import say
@@ -73,7 +73,7 @@ def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
         }
         reasons = incomparable(items, manifest) + unofficial(judges)
         methods.append(MethodScores(name, str(results.source), rows, groups, {}, reasons, manifest))
-    shown = [Column(column.name, column.title, column.unit, column.better) for column in columns]
+    shown = [column.shown for column in columns]
     return Evaluation("pie_bench", PROTOCOL, str(cfg.root), shown, methods, missing_columns(missing), judges)
 
 

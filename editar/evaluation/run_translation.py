@@ -179,31 +179,41 @@ class RealPictures(Dataset[np.ndarray]):
 
 
 class Fid:
-    """FID of a method's pictures against the photographs; a column that is missing without Inception's file."""
+    """FID of a method's pictures against the photographs; a column that is missing without Inception's file.
+
+    Raises BenchmarkError for statistics that do not fit or cannot be kept.
+    """
 
     def __init__(self, cfg: EvalConfig, cases: Cases, device: torch.device) -> None:
         self.column = Column(f"{cases.task}_fid", "FID", "FID", "lower")
         self.cases, self.device, self.workers = cases, device, cfg.num_workers
-        self.cache = cfg.fid_statistics or f"{cfg.root}/fid_{cases.task}_{cases.rules.geometry}_{len(cases)}.npz"
+        self.cache = Path(cfg.fid_statistics or beside(cases))
         inception, missing = try_judge(
             "inception", cfg.judges.inception, (self.column.name,), lambda source: Inception(source, device)
         )
         self.inception, self.missing = inception, [missing] if missing else []
+        if inception is not None:  # now, before an hour of scoring, in case it fails
+            self.reference = cached_statistics(
+                self.cache, RealPictures(cases), cases.fingerprint, inception, inception.checksum, device, self.workers
+            )
 
     def __call__(self, results: Results) -> dict[str, float]:
         """Column -> FID, averaged over the protocol's groups; {} without the network."""
         if self.inception is None:
             return {}
         network, sum = self.inception, self.inception.checksum
-        reference = cached_statistics(
-            self.cache, RealPictures(self.cases), self.cases.fingerprint, network, sum, self.device, self.workers
-        )
         distances = []
         for group in self.cases.groups():
             files = [results.path(name, f"{name}.png") for name in group]
             made = statistics(PictureFiles(files), content_sum(files), network, sum, self.device, self.workers)
-            distances.append(frechet_distance(reference, made))
+            distances.append(frechet_distance(self.reference, made))
         return {self.column.name: mean_of_groups(distances)}
+
+
+def beside(cases: Cases) -> Path:
+    """Where the photographs' statistics lie by default: in the root, or beside a root that is one file."""
+    name, root = f"fid_{cases.task}_{cases.rules.geometry}_{len(cases)}.npz", Path(cases.root)
+    return root.with_name(f"{root.stem}_{name}") if root.is_file() else root / name
 
 
 def incomparable(cases: Cases, metrics: TranslationMetrics, manifest: dict[str, Any] | None) -> list[str]:

@@ -1,9 +1,10 @@
 """What an evaluation found: one or several methods on one benchmark, written, read back and shown.
 
-OUTPUT/scores.json              everything below, and every picture's row
-OUTPUT/TABLE.{txt,md,tex,csv}   the paper's rows and ours, for each table the benchmark belongs to
+OUTPUT/scores.json                   everything below, and every picture's row
+OUTPUT/TABLE.{txt,md,tex,csv,json}   the paper's rows and ours, for each table the benchmark belongs to
 
-All numbers are in the paper's units; an undefined one is null in the file and NaN here.
+All numbers are in the paper's units. The file is strict JSON: an undefined number is null in it and NaN
+here, an infinite one "inf".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from editar.evaluation.benchmark import BenchmarkError
 from editar.evaluation.judges import Missing
 from editar.evaluation.paper_rows import paper_tables
 from editar.evaluation.statistics import Comparison, Mean, compare, means, means_by
-from editar.evaluation.tables import OurRow, text_table, write_tables
+from editar.evaluation.tables import OurRow, strict_json, text_table, write_tables
 from editar.runtime.files import provenance, write_json
 
 FILE = "scores.json"
@@ -158,7 +159,7 @@ def missing_columns(missing: Sequence[Missing]) -> dict[str, str]:
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """scores.json and the tables into `out`; the first table and a summary to the terminal."""
-    write_json(out / FILE, _no_nan(evaluation.as_dict()))
+    write_json(out / FILE, strict_json(evaluation.as_dict()))
     tables, ours = paper_tables(), evaluation.our_rows()
     write_tables(dict.fromkeys(TABLES[evaluation.benchmark], ours), out)
     print(text_table(tables[TABLES[evaluation.benchmark][0]], ours))
@@ -192,13 +193,18 @@ def load_evaluation(path: str | Path) -> Evaluation:
     file = path / FILE if path.is_dir() else path
     try:
         raw = json.loads(file.read_text())
+        columns = [Column(**column) for column in raw["columns"]]
+        names = {column.name for column in columns}
         methods = [
             MethodScores(
                 name,
                 entry["results"],
-                [{key: math.nan if value is None else value for key, value in row.items()} for row in entry["rows"]],
+                [
+                    {key: _number(value) if key in names else value for key, value in row.items()}
+                    for row in entry["rows"]
+                ],
                 entry["groups"],
-                {key: math.nan if value is None else value for key, value in entry["whole"].items()},
+                {key: _number(value) for key, value in entry["whole"].items()},
                 entry["why_not"],
                 entry["generated_with"],
             )
@@ -208,7 +214,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
             raw["benchmark"],
             raw["protocol"],
             raw["root"],
-            [Column(**column) for column in raw["columns"]],
+            columns,
             methods,
             raw["missing_columns"],
             raw["judges"],
@@ -219,9 +225,6 @@ def load_evaluation(path: str | Path) -> Evaluation:
         raise BenchmarkError(f"{file}: not a scores.json of this version ({error!r}); score the folder again") from None
 
 
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _no_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _number(value: Any) -> float:
+    """As `strict_json` wrote it."""
+    return math.nan if value is None else float(value)

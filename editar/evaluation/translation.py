@@ -25,11 +25,10 @@ import torch
 from PIL import Image
 
 from editar.conditions import canny
-from editar.evaluation.benchmark import BenchmarkError
+from editar.evaluation.benchmark import SIZE, BenchmarkError
 from editar.evaluation.pixels import ms_ssim, mse, psnr, ssim
 from editar.images import to_tensor
 
-SIZE = 512
 CLASSES, IGNORE = 171, 255  # COCO-Stuff 164k in mmseg's numbering, no shift of labels
 
 
