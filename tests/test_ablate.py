@@ -12,7 +12,7 @@ from conftest import ROOT, TINY_GPT, TINY_TOKENIZER
 from editar.config import ConfigError
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import ablate  # noqa: E402
+import ablate
 
 
 def test_a_grid_is_every_combination_once() -> None:
