@@ -13,13 +13,14 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # seconds from SIGTERM to SIGKILL; older torchruns always take 30
 MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=8 \
   --rdzv-backend=c10d --rdzv-endpoint="$MASTER:29500" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
   -m editar.train experiment=editar_xl tokenizer.weights=checkpoints/vq_ds16_t2i.pt compile=true keep_every=10000 "$@" &
 
-# The batch shell hears SIGTERM ten minutes before the end: it tells the training, waits until that has saved (torchrun
-# gives its processes 30 s, which torch 2.9 and newer can raise with --shutdown-timeout), and queues the job again.
+# The batch shell hears SIGTERM ten minutes before the end: it tells the training, waits until that has saved, and queues
+# the job again.
 trap 'kill -TERM $!; wait $! || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
 wait $!

@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 ARGUMENTS=(experiment=editar_xl tokenizer.weights=checkpoints/vq_ds16_t2i.pt compile=true keep_every=10000)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}  # seconds to save after SIGTERM
 [ -z "${CACHE:-}" ] || ARGUMENTS+=(data.cache="$CACHE")
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="${GPUS:-8}" --max-restarts=3 \
   -m editar.train "${ARGUMENTS[@]}" "$@"
