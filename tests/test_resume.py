@@ -30,7 +30,7 @@ def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, moments, average."""
     metadata = FileSystemReader(checkpoint).read_metadata()
     state = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in metadata.state_dict_metadata.items()}
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    dcp.load(state, checkpoint_id=checkpoint)
     return state
 
 

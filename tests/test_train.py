@@ -111,7 +111,7 @@ def load_state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
     path = folder / f"checkpoints/step_{step:07d}"
     metadata = FileSystemReader(path).read_metadata()
     state = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in metadata.state_dict_metadata.items()}
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    dcp.load(state, checkpoint_id=path)
     return state
 
 

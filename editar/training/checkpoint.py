@@ -30,7 +30,7 @@ from editar.runtime.files import CheckpointError, one_line, save_weights, write_
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # one process: meant
+warnings.filterwarnings("ignore", message=".*assuming the intent is to", category=UserWarning)  # one process: meant
 FAILURES = (Exception, CheckpointException)  # DCP's own, which is a BaseException, wraps what went wrong on any process
 State = dict[str, Any]  # nested dicts whose leaves are tensors
 
@@ -57,14 +57,13 @@ class Checkpointer:
         if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         self.world.barrier()
-        alone = self.world.size == 1
         try:
             if self.background:
-                found = dcp.async_save(staged(state), checkpoint_id=partial, process_group=self.group, no_dist=alone)
+                found = dcp.async_save(staged(state), checkpoint_id=partial, process_group=self.group)
                 assert isinstance(found, Future)
                 self.pending = (step, found)
             else:
-                dcp.save(state, checkpoint_id=partial, process_group=self.group, no_dist=alone)
+                dcp.save(state, checkpoint_id=partial, process_group=self.group)
                 self._put_in_place(step)
             if self.world.is_main:
                 save_weights(weights, self.folder / "model.safetensors", {"step": str(step)})
@@ -146,14 +145,12 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], em
     return state
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None, world: World
-) -> int:
+def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None) -> int:
     """Fill model, optimisers and average in place -> the step. Raises CheckpointError if it does not fit."""
     try:
         step = int(json.loads((path / "state.json").read_text())["step"])
         state = training_state(model, optimizers, ema)
-        dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
+        dcp.load(state, checkpoint_id=path)
     except FAILURES as error:  # damaged or missing files: many types, one meaning
         raise CheckpointError(
             f"{path}: not readable or of another model ({one_line(root_cause(error))}); "

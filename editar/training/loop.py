@@ -87,7 +87,7 @@ def resume(run: Run) -> int:
         return 0
     if run.cfg.resume == "never":
         raise ConfigError(f"{run.folder} already holds {newest.name} and resume=never; choose another output_dir")
-    step = load_checkpoint(newest, run.gpt, run.optimizers, run.ema, run.world)
+    step = load_checkpoint(newest, run.gpt, run.optimizers, run.ema)
     if run.world.is_main:
         say(f"resuming {run.folder} at step {step}")
     return step
