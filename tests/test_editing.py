@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_module
 from PIL import Image
 
@@ -62,6 +63,25 @@ def test_results_do_not_depend_on_the_batch_size(pipeline: EditPipeline) -> None
     parts = pipeline.edit_arrays(*arguments)
     for a, b in zip(whole, parts, strict=True):  # a rounding of the decoder may cross a truncation
         assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_bfloat16_gpt_edits_too(tiny_run: Path) -> None:
+    """What a GPU does by default; text embeddings and GPT may come in different precisions."""
+    half = EditPipeline.from_pretrained(tiny_run)
+    half.gpt.to(torch.bfloat16)
+    (result,) = half(picture(), "remove the red star")
+    assert result.size == (64, 64)
+    assert EditPipeline.from_pretrained(tiny_run, dtype="auto").gpt.output.weight.dtype == torch.float32  # a CPU
+    with pytest.raises(ConfigError, match="dtype=half is not one of float32, bfloat16, float16"):
+        EditPipeline.from_pretrained(tiny_run, dtype="half")
+
+
+def test_more_pictures_than_the_tokenizer_takes_at_once(pipeline: EditPipeline) -> None:
+    pictures = [NanoWorld("heldout", 16)[i].source for i in range(11)]
+    together = pipeline.decode(pipeline.encode(np.stack(pictures)))
+    assert together.shape == (11, 3, 64, 64)
+    alone = pipeline.decode(pipeline.encode(pictures[10][None]))
+    torch.testing.assert_close(together[10:], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "tokenizer.safetensors"])

@@ -14,7 +14,7 @@ from editar.config import ConfigError, EditConfig, GPTConfig
 from editar.edit import edit
 from editar.images import batch_to_tensor
 from editar.runtime.entry import load_config
-from editar.sampling.batching import automatic_batch, in_batches, result_bytes
+from editar.sampling.batching import automatic_batch, in_batches, out_of_memory, result_bytes
 from editar.sampling.masks import given_codes, load_mask
 from editar.sampling.pipeline import EditPipeline
 
@@ -111,7 +111,10 @@ def test_automatic_batches_fill_the_memory(pipeline: EditPipeline) -> None:
     needed = result_bytes(paper, 2, branches=2)
     assert 0.6e9 < needed < 1.5e9  # keys and values alone are 0.61 GB
     assert result_bytes(paper, 2, branches=1) < needed
-    assert 1 <= automatic_batch(paper, torch.device("cpu"), torch.float32, 2) <= 16
+    place = torch.device("cpu")
+    assert 1 <= automatic_batch(paper, place, torch.float32, 2) <= 16
+    # Buffers of the call before count as free, or a second call would take a smaller batch.
+    assert automatic_batch(paper, place, torch.float32, 2, held=10**12) == 16
     automatic = replace(pipeline.cfg.sampling, batch_size=0)
     assert len(pipeline.edit_arrays([np.asarray(picture())] * 2, ["x y"] * 2, ["a", "b"], automatic)) == 2
 
@@ -130,6 +133,19 @@ def test_out_of_memory_halves_the_batch_and_goes_on(capsys: pytest.CaptureFixtur
     assert tried == [8, 4, 2, 2, 2, 2, 2]
     assert len(recovered) == 2
     assert capsys.readouterr().err.count("going on with a batch of") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ...",
+    ],
+)
+def test_every_librarys_words_for_it_are_known(text: str) -> None:
+    assert out_of_memory(RuntimeError(text))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_other_errors_and_too_little_memory_for_one_stand() -> None:
