@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"])
 
@@ -20,8 +24,6 @@ SERVER.set_forkserver_preload(["editar.training.loop", "editar.runtime.entry", "
 def entry(overrides: list[str], log: str, file_limit: int | None) -> None:
     """`python -m editar.train` with `overrides`; what it prints goes to `log`; files may not grow over
     `file_limit` bytes."""
-    import torch
-
     torch.set_num_threads(1)
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
@@ -58,3 +60,11 @@ def wait_for_rows(folder: Path, count: int, alive: Any, seconds: float = 120) ->
     end = time.monotonic() + seconds
     while time.monotonic() < end and alive() and len(rows(folder)) < count:
         time.sleep(0.005)
+
+
+def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, moments, average."""
+    metadata = FileSystemReader(checkpoint).read_metadata()
+    state = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in metadata.state_dict_metadata.items()}
+    dcp.load(state, checkpoint_id=checkpoint)
+    return state

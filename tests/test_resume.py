@@ -14,10 +14,8 @@ from typing import Any
 import children
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from conftest import ROOT, run_module, tiny_overrides
 from safetensors.torch import load_file
-from torch.distributed.checkpoint import FileSystemReader
 
 from editar.runtime.stop import EXIT_STOPPED
 from editar.training.checkpoint import complete, latest_checkpoint
@@ -26,19 +24,14 @@ STEPS = 20
 COMMON = [f"steps={STEPS}", "save_every=2", "eval_every=10", "optim.name=adamw", "gpt.resid_dropout=0.1"]
 
 
-def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint: weights, moments, average."""
-    metadata = FileSystemReader(checkpoint).read_metadata()
-    state = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in metadata.state_dict_metadata.items()}
-    dcp.load(state, checkpoint_id=checkpoint)
-    return state
-
-
 def assert_same_run(a: Path, b: Path, exact: bool = True, rows: bool = True) -> None:
     """Weights, moments and metrics of two finished runs."""
     newest = [latest_checkpoint(folder) for folder in (a, b)]
     assert [path.name for path in newest if path] == [f"step_{STEPS:07d}"] * 2
-    for one, two in ((stored(path) for path in newest if path), (load_file(f / "model.safetensors") for f in (a, b))):
+    for one, two in (
+        (children.stored(path) for path in newest if path),
+        (load_file(f / "model.safetensors") for f in (a, b)),
+    ):
         assert one.keys() == two.keys()
         for key in one:
             if exact:

@@ -61,6 +61,7 @@ def train(cfg: TrainConfig) -> Path:
                 logger.pause()
             if stopping:
                 run.checkpointer.finish()
+                logger.close()
                 raise Stopped(f"told to stop ({stop.asked or 'another process'}); saved step {done} in {folder}")
         run.checkpointer.finish()
         logger.close()
