@@ -95,6 +95,21 @@ def test_told_to_stop_it_saves_and_exits_with_its_own_code(
     assert_same_run(uninterrupted, folder)
 
 
+def test_a_signal_to_the_loaders_workers_too(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """As Slurm sends it: to every process of the job."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    common = [*COMMON, "steps=100000", "save_every=100000", "eval_every=100000", "num_workers=2"]
+    child = children.start(tiny_overrides(folder, tiny_tokenizer, *common), log)
+    children.wait_for_rows(folder, 3, child.is_alive)
+    loaders = processes_under(child.pid)
+    assert loaders
+    for pid in (*loaders, child.pid):
+        os.kill(pid, signal.SIGTERM)
+    child.join()
+    assert child.exitcode == EXIT_STOPPED, log.read_text()[-2000:]
+    assert latest_checkpoint(folder) is not None
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_and_one_line(tmp_path: Path, tiny_tokenizer: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     overrides = tiny_overrides(folder, tiny_tokenizer, *COMMON, "gpt.dim=96", "eval_every=100")
@@ -165,15 +180,15 @@ def torchrun(overrides: list[str], log: Path, *options: str) -> subprocess.Popen
         )
 
 
-def workers(launcher: int) -> list[int]:
-    """Processes that torchrun has started."""
+def processes_under(parent: int) -> list[int]:
+    """Its child processes."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
         except OSError:  # it ended while we looked
             continue
-        if int(fields[1]) == launcher and b"editar.train" in (stat.parent / "cmdline").read_bytes():
+        if int(fields[1]) == parent:
             found.append(int(stat.parent.name))
     return sorted(found)
 
@@ -184,7 +199,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(tmp_path: Path, 
     common = [*COMMON, "steps=40", "save_every=1", "eval_every=100", "micro_batch=2"]
     launcher = torchrun(tiny_overrides(folder, tiny_tokenizer, *common), log, "--max-restarts=1")
     children.wait_for_rows(folder, 4, lambda: launcher.poll() is None)
-    os.kill(workers(launcher.pid)[-1], signal.SIGKILL)
+    os.kill(processes_under(launcher.pid)[-1], signal.SIGKILL)
     assert launcher.wait(timeout=300) == 0, log.read_text()[-3000:]
     assert "resuming" in log.read_text()
     assert [row["step"] for row in children.rows(folder)][:40] == list(range(1, 41))

@@ -7,6 +7,7 @@ next draw of its source, and reported.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,6 +23,7 @@ from editar.data.sample import BadRow, finish
 from editar.data.sources import Source
 from editar.data.tables import DataError
 from editar.runtime.log import say
+from editar.runtime.stop import SIGNALS
 
 RETRIES = 50  # bad rows in a row before a source counts as broken
 DIRECTION, WORDING = 1, 2  # streams of `stream.uniform`; 0 belongs to the condition dropout
@@ -205,6 +207,13 @@ class BadRows:
             )
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """Slurm and `timeout` signal whole process groups; a worker that dies of it would end the training before
+    that has saved. Workers leave when their parent does."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(dataset: TrainStream | HeldoutRows, sampler: Any, workers: int, device: torch.device) -> Iterator[Batch]:
     """Iterate in order, read ahead by `workers` processes (0: in this one)."""
     loader: DataLoader[Any] = DataLoader(
@@ -214,6 +223,7 @@ def batches(dataset: TrainStream | HeldoutRows, sampler: Any, workers: int, devi
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # else every start of a loader would draw from the training's own RNG
     )
     return iter(loader)
