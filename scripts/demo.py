@@ -70,7 +70,7 @@ def train_from_scratch(out: Path, tokenizer_steps: int, gpt_steps: int) -> Path:
         load_config(
             TokenizerTrainConfig,
             "train_tokenizer",
-            [f"output_dir={out / 'tokenizer'}", f"steps={tokenizer_steps}", f"kmeans_at={5 * tokenizer_steps // 8}"],
+            [f"output_dir={out / 'tokenizer'}", f"steps={tokenizer_steps}", f"kmeans_at={tokenizer_steps // 4}"],
         )
     )
     return train(
@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
     parser.add_argument("--pie-samples", type=int, default=20, help="of them, in PIE-Bench's layout")
-    parser.add_argument("--tokenizer-steps", type=int, default=400)
-    parser.add_argument("--gpt-steps", type=int, default=420)
+    parser.add_argument("--tokenizer-steps", type=int, default=230)
+    parser.add_argument("--gpt-steps", type=int, default=440)
     args = parser.parse_args(argv)
     started = time.perf_counter()
     torch.manual_seed(0)

@@ -96,17 +96,15 @@ def test_told_to_stop_it_saves_and_exits_with_its_own_code(
 
 
 def test_a_signal_to_the_loaders_workers_too(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """As Slurm sends it: to every process of the job."""
+    """As Slurm and `timeout` send it: to the whole process group."""
     folder, log = tmp_path / "run", tmp_path / "log"
     common = [*COMMON, "steps=100000", "save_every=100000", "eval_every=100000", "num_workers=2"]
-    child = children.start(tiny_overrides(folder, tiny_tokenizer, *common), log)
-    children.wait_for_rows(folder, 3, child.is_alive)
-    loaders = processes_under(child.pid)
-    assert loaders
-    for pid in (*loaders, child.pid):
-        os.kill(pid, signal.SIGTERM)
-    child.join()
-    assert child.exitcode == EXIT_STOPPED, log.read_text()[-2000:]
+    command = [sys.executable, "-m", "editar.train", *tiny_overrides(folder, tiny_tokenizer, *common)]
+    with log.open("wb") as file:
+        run = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    children.wait_for_rows(folder, 3, lambda: run.poll() is None)
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(timeout=100) == EXIT_STOPPED, log.read_text()[-2000:]
     assert latest_checkpoint(folder) is not None
 
 
