@@ -14,12 +14,11 @@ import sys
 
 from editar.config import TrainConfig
 from editar.runtime.entry import load_config
-from editar.training.cost import memory, training_flops
+from editar.training.cost import PEAK_FLOPS, memory, training_flops
 from editar.training.parallel import micro_batch
 from editar.training.preflight import ASSUMED_MFU, frozen_bytes
 
-GPUS = {"RTX 4090, 24 GB": (24e9, 165e12), "A100, 40 GB": (40e9, 312e12), "A100, 80 GB": (80e9, 312e12)}
-GPUS |= {"H100, 80 GB": (80e9, 989e12), "H200, 141 GB": (141e9, 989e12)}
+GPUS = (("4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))  # name, GB
 COUNTS = (1, 4, 8)
 WAYS = ([], ["activation_checkpointing=true"], ["parallel=fsdp", "activation_checkpointing=true"])
 RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
@@ -28,8 +27,9 @@ RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
 def main() -> None:
     print("| GPU | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS) + " |")
     print("| --- |" + " --- |" * len(COUNTS))
-    for name, (room, peak) in GPUS.items():
-        print(f"| {name} | " + " | ".join(cell(count, room, peak) for count in COUNTS) + " |")
+    for name, gigabytes in GPUS:
+        cells = (cell(count, gigabytes * 1e9, PEAK_FLOPS[name]) for count in COUNTS)
+        print(f"| {name}, {gigabytes} GB | " + " | ".join(cells) + " |")
 
 
 def cell(count: int, room: float, peak: float) -> str:

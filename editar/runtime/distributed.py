@@ -91,4 +91,5 @@ def meeting_place(timeout: timedelta) -> dict[str, Any]:
 
 def lost_connection(error: BaseException) -> bool:
     """Whether a collective failed because another process is gone; gloo has no type of its own for it."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
+    said = any(words in str(error).lower() for words in ("connection", "timed out waiting"))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and said)

@@ -173,7 +173,4 @@ def staged(state: State) -> State:
 def whole_weights(model: nn.Module, ema: Ema | None, world: World) -> dict[str, torch.Tensor]:
     """What `model.safetensors` gets: the average where there is one, else the weights; on the first
     process. Every process must call it."""
-    if ema is None:
-        return full_state(model.state_dict(), world)
-    with ema.swapped():
-        return {name: tensor.clone() for name, tensor in full_state(model.state_dict(), world).items()}
+    return full_state(model.state_dict() | ({} if ema is None else ema.average), world)

@@ -31,6 +31,11 @@ PEAK_FLOPS = {
 }
 
 
+def moment_bytes(cfg: TrainConfig) -> int:
+    """Of the optimiser, per parameter (Muon's few tables under AdamW counted as its own)."""
+    return 8 if cfg.optim.name == "adamw" else 4
+
+
 def peak_flops(device: torch.device) -> float | None:
     """The device's peak, None where it is not known (a CPU, an unlisted GPU)."""
     if device.type != "cuda":
@@ -106,7 +111,7 @@ def memory(cfg: TrainConfig, world_size: int, micro_batch: int, frozen: float = 
         weights=4 * count / sharded,
         autocast_copies=copies,
         gradients=4 * count / sharded,
-        moments=(8 if cfg.optim.name == "adamw" else 4) * count / sharded,
+        moments=moment_bytes(cfg) * count / sharded,
         average=4 * count / sharded if cfg.optim.ema_decay else 0.0,
         activations=per_position * (gpt.sequence_tokens - 1) * micro_batch,
         # A chunk in float32, its slope, and the output layer's gradient.
@@ -117,5 +122,4 @@ def memory(cfg: TrainConfig, world_size: int, micro_batch: int, frozen: float = 
 
 def checkpoint_bytes(cfg: TrainConfig) -> float:
     """Disk of one checkpoint: float32 weights, moments and average."""
-    moments = 8 if cfg.optim.name == "adamw" else 4
-    return parameters(cfg.gpt) * (4 + moments + (4 if cfg.optim.ema_decay else 0))
+    return parameters(cfg.gpt) * (4 + moment_bytes(cfg) + (4 if cfg.optim.ema_decay else 0))

@@ -19,11 +19,11 @@ from editar.data.sources import open_sources
 from editar.encoders.vq import VQModel
 from editar.runtime.files import DataError
 from editar.runtime.log import duration
-from editar.training.cost import Memory, checkpoint_bytes, memory, parameters, training_flops
+from editar.training.cost import PEAK_FLOPS, Memory, checkpoint_bytes, memory, parameters, training_flops
 from editar.training.parallel import micro_batch
 
 ASSUMED_MFU = 0.4
-GPUS = {"A100 (312 TFLOP/s)": 312e12, "H100/H200 (989 TFLOP/s)": 989e12}
+GPUS = ("A100", "H100")
 # Parameters of the frozen networks that are not built here: Flan-T5 encoders by width, base-size teachers.
 T5_ENCODER = {768: 110e6, 1024: 341e6, 2048: 1.22e9, 4096: 4.76e9}
 TEACHERS = {"dinov2": 87e6, "clip": 86e6, "hog": 0.0, "none": 0.0}
@@ -78,9 +78,11 @@ def memory_lines(need: Memory) -> list[str]:
 def time_lines(cfg: TrainConfig) -> list[str]:
     total = cfg.steps * cfg.global_batch * training_flops(cfg.gpt)
     rows = []
-    for name, peak in GPUS.items():
+    for name in GPUS:
+        peak = PEAK_FLOPS[name]
         hours = ", ".join(f"{n} x {duration(total / (n * peak * ASSUMED_MFU))}" for n in (1, 4, 8, 64))
-        rows.append(f"time        {name}: {hours} (h:mm:ss, the GPT alone at {100 * ASSUMED_MFU:.0f} % MFU)")
+        note = f"(h:mm:ss, the GPT alone at {100 * ASSUMED_MFU:.0f} % MFU)"
+        rows.append(f"time        {name} ({peak / 1e12:.0f} TFLOP/s): {hours} {note}")
     return rows
 
 
