@@ -257,10 +257,22 @@ class Attention(nn.Module):
             k, v = cache.write(layer, start, k, v)  # (B, Hkv, start + s, hd)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=s > 1, dropout_p=self.attn_dropout if self.training else 0.0
-        )  # (B, H, s, hd)
+        out = causal_attention(q, k, v, self.attn_dropout if self.training else 0.0)  # (B, H, s, hd)
         return self.resid_dropout(self.wo(out.transpose(1, 2).reshape(b, s, d)))
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+    """q (B, H, s, hd), k and v (B, H, t, hd) -> (B, H, s, hd). A single query (s = 1) sees every key.
+
+    On a CPU bfloat16 inputs are multiplied in float32: torch's bfloat16 kernel there has a backward pass
+    that is six times slower.
+    """
+    causal = q.shape[2] > 1
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal, dropout_p=dropout)
+        return out.type_as(q)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
 
 
 class FeedForward(nn.Module):
