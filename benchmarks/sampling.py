@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 
 from editar.config import SamplingConfig, TrainConfig
-from editar.model.gpt import GPT, Attention
-from editar.model.rope import apply_rope, rope_table
+from editar.models.gpt import GPT, Attention
+from editar.models.rope import apply_rope, rope_table
 from editar.runtime.device import pick_device
 from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
 from editar.sampling.engine import Engine
-from editar.sampling.numbers import Clock, copy_bandwidth
+from editar.sampling.stats import Clock, copy_bandwidth
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

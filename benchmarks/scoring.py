@@ -26,9 +26,9 @@ from torchmetrics.image import (
 )
 from torchmetrics.regression import MeanSquaredError
 
-from editar.evaluation.pie_bench import SIZE, decode_mask
-from editar.evaluation.pie_metrics import PieBatch, PieMetrics
-from editar.evaluation.translation import edge_scores
+from editar.evaluation.pie_bench.dataset import SIZE, decode_mask
+from editar.evaluation.pie_bench.metrics import PieBatch, PieMetrics
+from editar.evaluation.translation.protocol import edge_scores
 from editar.runtime.device import pick_device
 from editar.runtime.files import provenance, write_json
 

@@ -14,8 +14,8 @@ keeps them in float32 and steps torch's default AdamW, as LlamaGen and EditAR tr
 `teacher` the distillation loss against a DINOv2-base of random weights (HOG for nano). The text encoder (nano's
 small T5) runs inside the step on every side. Both sides must give the same first loss.
 
-MFU is GPT FLOPs (editar/training/cost.py) over the device's peak; on a CPU over a large matrix product measured
-in the same process. Times are medians over repeats that alternate between the systems.
+MFU is GPT FLOPs (editar/training/planning/cost.py) over the device's peak; on a CPU over a large matrix product
+measured in the same process. Times are medians over repeats that alternate between the systems.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ import torch
 import torch.nn.functional as F
 
 from editar.config import TrainConfig
-from editar.encoders.teacher import Teacher, build_teacher
-from editar.encoders.text import TextEncoder
-from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
+from editar.models.teacher import Teacher, build_teacher
+from editar.models.text import TextEncoder
+from editar.models.vq import VQModel
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import World
 from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
-from editar.training.cost import peak_flops, training_flops
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.training.parallel import clip_gradients, parallelise
+from editar.training.planning.cost import peak_flops, training_flops
 
 VARIANTS: dict[str, list[str]] = {
     "cached": [],

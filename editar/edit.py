@@ -11,8 +11,8 @@ from editar.config import ConfigError, EditConfig
 from editar.images import load_image, resize_and_crop, save_image, side_by_side
 from editar.runtime.entry import run
 from editar.runtime.log import say
-from editar.sampling.numbers import copy_bandwidth
 from editar.sampling.pipeline import EditPipeline
+from editar.sampling.stats import copy_bandwidth
 
 
 def edit(cfg: EditConfig) -> list[Path]:

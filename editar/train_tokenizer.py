@@ -2,7 +2,7 @@
 
 from editar.config import TokenizerTrainConfig
 from editar.runtime.entry import run
-from editar.training.tokenizer_loop import train_tokenizer
+from editar.training.tokenizer.loop import train_tokenizer
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 
 from editar.config import ConfigError, TrainConfig
-from editar.evaluation.compare_report import write_comparison
-from editar.evaluation.merged import load_scored
+from editar.report.merge import load_scored
+from editar.report.page import write_comparison
 from editar.runtime.entry import load_config, user_errors
 from editar.runtime.log import say
 

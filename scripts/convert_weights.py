@@ -14,7 +14,7 @@ from pathlib import Path
 
 from editar.runtime.entry import user_errors
 from editar.runtime.log import say
-from editar.training.convert import export_official, import_weights
+from editar.weights.convert import export_official, import_weights
 
 
 def main() -> None:

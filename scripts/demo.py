@@ -16,21 +16,21 @@ import numpy as np
 import torch
 
 from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, override
-from editar.data.nano_world import NanoWorld, Plan, render
+from editar.data.nano.world import NanoWorld, Plan, render
 from editar.data.sample import EditSample
-from editar.evaluation.nano import Summary, judge, shuffled, summarise, table
-from editar.evaluation.nano_export import export_pie_bench
-from editar.evaluation.report import Column, loss_curves, sweep_curve, task_bars, write_report
+from editar.evaluation.nano.export import export_pie_bench
+from editar.evaluation.nano.run import PROTOCOL, sheet
+from editar.evaluation.nano.scoring import Summary, judge, shuffled, summarise, table
 from editar.evaluation.run import evaluate
-from editar.evaluation.run_nano import PROTOCOL, sheet
 from editar.images import save_image
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
+from editar.report.demo_page import Column, loss_curves, sweep_curve, task_bars, write_report
 from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
 from editar.runtime.log import duration, say
 from editar.sampling.pipeline import EditPipeline
 from editar.training.loop import train
-from editar.training.tokenizer_loop import train_tokenizer
+from editar.training.tokenizer.loop import train_tokenizer
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "nano"
 SWEEP = (1.0, 1.5, 2.0, 3.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from editar.evaluation.nano_export import PROMPTS, export_pie_bench, export_translation
+from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from editar.runtime.entry import user_errors
-from editar.runtime.fetch import fetch, load_manifest, missing_files
+from editar.weights.fetch import fetch, load_manifest, missing_files
 
 
 def show(folder: Path) -> None:

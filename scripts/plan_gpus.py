@@ -14,9 +14,9 @@ import sys
 
 from editar.config import TrainConfig
 from editar.runtime.entry import load_config
-from editar.training.cost import PEAK_FLOPS, memory, training_flops
 from editar.training.parallel import micro_batch
-from editar.training.preflight import ASSUMED_MFU, frozen_bytes
+from editar.training.planning.cost import PEAK_FLOPS, memory, training_flops
+from editar.training.planning.dry_run import ASSUMED_MFU, frozen_bytes
 
 GPUS = (("4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))  # name, GB
 COUNTS = (1, 4, 8)

@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from editar.evaluation.compare_report import write_comparison
-from editar.evaluation.merged import load_scored
+from editar.report.merge import load_scored
+from editar.report.page import write_comparison
 from editar.runtime.entry import user_errors
 
 

@@ -11,7 +11,7 @@ from editar.config.checks import ConfigError, check_choice, check_positive
 class BaselineConfig:
     """A system to compare with: run here through diffusers, or known by a folder of its pictures.
 
-    method            as in editar/evaluation/paper_rows.yaml
+    method            as in editar/tables/paper_rows.yaml
     kind              `runner` (run here), `folder` (its pictures are made elsewhere and scored here), `none`
     how               where its code, weights or pictures come from
     benchmarks        what it can be run or scored on

@@ -57,7 +57,7 @@ class SourceConfig:
 
 @dataclass
 class NanoDataConfig:
-    """The procedural world (`editar.data.nano_world`)."""
+    """The procedural world (`editar.data.nano.world`)."""
 
     train_samples: int = 20000
     heldout_samples: int = 256

@@ -34,9 +34,9 @@ from editar.data.codes import (
 )
 from editar.data.sample import BadRow, Texts, finish
 from editar.data.sources import Source
-from editar.encoders.teacher import Teacher
-from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor
+from editar.models.teacher import Teacher
+from editar.models.vq import VQModel
 from editar.runtime.distributed import World
 from editar.runtime.files import write_json
 from editar.runtime.log import say

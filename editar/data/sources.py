@@ -17,7 +17,7 @@ from editar.conditions import colour_labels
 from editar.config import DataConfig, SourceConfig
 from editar.data.codes import stored_manifest
 from editar.data.folder import FolderTable
-from editar.data.nano_world import NanoWorld
+from editar.data.nano.world import NanoWorld
 from editar.data.sample import BadRow, EditSample, Pair, Texts
 from editar.data.tables import DataError, label_map, open_table
 from editar.images import ImageError, load_image

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from editar.config import EvalConfig
-from editar.evaluation import run_pie, run_translation
-from editar.evaluation.pie_bench import load_items
-from editar.evaluation.run_nano import evaluate_nano
-from editar.evaluation.run_translation import Cases
-from editar.evaluation.scores import write_evaluation
+from editar.evaluation.nano.run import evaluate_nano
+from editar.evaluation.pie_bench import run as run_pie
+from editar.evaluation.pie_bench.dataset import load_items
+from editar.evaluation.translation import run as run_translation
+from editar.evaluation.translation.run import Cases
 from editar.runtime.distributed import distributed
+from editar.tables.scores import write_evaluation
 
 
 def evaluate(cfg: EvalConfig) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from editar.config import DropConfig, GPTConfig, LossConfig, SamplingConfig
-from editar.model.gpt import GPT, KVCache
-from editar.model.rope import rope_table
+from editar.models.gpt import GPT, KVCache
+from editar.models.rope import rope_table
 from editar.parity import gpt_training
 from editar.parity.checks import Check, Entries, Golden, GoldenError, Skipped
 from editar.runtime.files import load_state

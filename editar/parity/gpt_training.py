@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from editar.config import DropConfig, LossConfig, OptimConfig
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
 from editar.parity.checks import Check, Entries, Golden
 from editar.training.losses import Objective, condition_drops
 from editar.training.optim import make_optimizers

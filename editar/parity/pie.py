@@ -14,14 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from editar.evaluation.perceptual import Lpips
-from editar.evaluation.pie_bench import PieItem, load_items, load_result, load_source, plain_caption
-from editar.evaluation.pie_metrics import COLUMNS, background, grey_levels, to_unit
-from editar.evaluation.results import Results
-from editar.evaluation.statistics import mean_of
-from editar.evaluation.structure import StructureDistance, dino_vitb8, self_similarity
+from editar.evaluation.pie_bench.dataset import PieItem, load_items, load_result, load_source, plain_caption
+from editar.evaluation.pie_bench.metrics import COLUMNS, background, grey_levels, to_unit
+from editar.generation.result_folder import Results
+from editar.metrics.dino_structure import StructureDistance, dino_vitb8, self_similarity
+from editar.metrics.lpips_clip import Lpips
 from editar.parity.checks import Check, Entries, Golden, Skipped
 from editar.runtime.files import load_state
+from editar.tables.statistics import mean_of
 
 # Largest relative error of each metric; random backbones amplify rounding.
 TOLERANCE = {"psnr": 1e-4, "mse": 1e-4, "ssim": 1e-4, "lpips": 1e-3, "structure_distance": 2e-3}

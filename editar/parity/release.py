@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from editar.config import GPTConfig, LossConfig, OptimConfig, SamplingConfig
-from editar.encoders.vq import VQModel
 from editar.images import load_image, preprocess
-from editar.model.gpt import GPT
-from editar.model.weights import read_file
+from editar.models.gpt import GPT
+from editar.models.vq import VQModel
 from editar.parity import gpt, vq
 from editar.parity.checks import Check, Entries, Golden, Skipped
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
+from editar.weights.load import read_file
 
 LOAD_KEY = "load_into_edit_model_distill_"
 

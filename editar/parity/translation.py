@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from editar.evaluation.translation import PROTOCOLS, Confusion, depth_rmse, edge_scores
+from editar.evaluation.translation.protocol import PROTOCOLS, Confusion, depth_rmse, edge_scores
 from editar.parity.checks import Check, Entries, Golden, Skipped
 
 GROUPS = PROTOCOLS["controlnet++"].images_per_prompt

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from editar.config import TokenizerConfig
-from editar.encoders.vq import VQModel
 from editar.images import load_image, preprocess, to_uint8
+from editar.models.vq import VQModel
 from editar.parity.checks import Check, Entries, Golden, Skipped
 from editar.runtime.files import load_state
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from editar.model.gpt import GPT, Block
-from editar.model.rope import apply_rope, rope_table
+from editar.models.gpt import GPT, Block
+from editar.models.rope import apply_rope, rope_table
 from editar.sampling.cache import Groups, Part, SharedCache, attend
-from editar.sampling.products import Product
+from editar.sampling.linear import Product
 
 
 class FastBlock:

@@ -12,7 +12,7 @@ import hashlib
 import torch
 
 from editar.config import SamplingConfig
-from editar.model.gpt import GPT, KVCache
+from editar.models.gpt import GPT, KVCache
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:

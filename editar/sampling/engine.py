@@ -15,14 +15,14 @@ from functools import partial
 import torch
 
 from editar.config import SamplingConfig
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
 from editar.runtime.files import one_line
 from editar.runtime.log import say
 from editar.sampling.blocks import FastBlock, FastGPT
 from editar.sampling.cache import Groups, SharedCache
 from editar.sampling.decode import SampleSeeds, draw_tokens, filter_logits, guide
-from editar.sampling.numbers import Clock, Numbers, step_bytes
-from editar.sampling.products import pick_product
+from editar.sampling.linear import pick_product
+from editar.sampling.stats import Clock, Numbers, step_bytes
 
 BUCKETS = 4  # compiled or captured steps per generation, each over a longer stretch of target positions
 LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores

@@ -17,18 +17,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from editar.config import ConfigError, SamplingConfig, TrainConfig, check_sampling, override, to_dataclass
-from editar.encoders.text import TextEncoder
-from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
-from editar.model.gpt import GPT
-from editar.model.weights import load_gpt, load_vq
+from editar.models.gpt import GPT
+from editar.models.text import TextEncoder
+from editar.models.vq import VQModel
 from editar.runtime.device import pick_device, pick_dtype
 from editar.runtime.files import CheckpointError
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
 from editar.sampling.masks import given_codes, load_mask
-from editar.sampling.numbers import Numbers
+from editar.sampling.stats import Numbers
+from editar.weights.load import load_gpt, load_vq
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
 

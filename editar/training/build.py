@@ -14,8 +14,7 @@ from editar.data.encode import build_cache, open_cache, tokenizer_checksum
 from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
-from editar.model.gpt import GPT
-from editar.model.weights import load_gpt
+from editar.models.gpt import GPT
 from editar.runtime.distributed import World
 from editar.runtime.files import save_weights
 from editar.runtime.log import say
@@ -25,7 +24,8 @@ from editar.training.encoders import Encoders
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
-from editar.training.preflight import check_disk
+from editar.training.planning.dry_run import check_disk
+from editar.weights.load import load_gpt
 
 
 @dataclass

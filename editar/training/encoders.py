@@ -8,11 +8,11 @@ import torch
 
 from editar.config import ConfigError, TrainConfig
 from editar.data.loader import Batch
-from editar.encoders.teacher import Teacher, build_teacher
-from editar.encoders.text import TextEncoder
-from editar.encoders.vq import VQModel
 from editar.images import batch_to_tensor
-from editar.model.weights import load_vq
+from editar.models.teacher import Teacher, build_teacher
+from editar.models.text import TextEncoder
+from editar.models.vq import VQModel
+from editar.weights.load import load_vq
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from editar.data.loader import Batch, batches
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run
 from editar.training.checkpoint import whole_weights

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from editar.config import DropConfig, LossConfig
-from editar.model.gpt import GPT
+from editar.models.gpt import GPT
 
 CHUNK_LOGITS = 2**26  # logits alive at once: 256 MB in float32, a thirty-second of a micro-batch of 8 at 512 px
 

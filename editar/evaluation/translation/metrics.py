@@ -1,0 +1,129 @@
+"""The columns of Table 2 that compare a picture with its condition, for batches; FID is `editar.metrics.fid`'s."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from editar.config import JudgeSources
+from editar.evaluation.translation.networks import DeepLab, DepthJudge, HubSegmenter, load_segmenter
+from editar.evaluation.translation.protocol import (
+    Confusion,
+    TranslationProtocol,
+    depth_map,
+    depth_rmse,
+    edge_maps,
+    edge_scores,
+)
+from editar.metrics.networks import Missing, try_judge
+from editar.tables.scores import Column
+
+ROW_COLUMNS = {
+    "depth": [Column("depth_rmse", "Depth RMSE", "grey levels", "lower")],
+    "canny": [
+        Column("canny_ms_ssim", "Edges, multi-scale SSIM", "x1e2", "higher"),
+        Column("canny_ssim", "Edges, SSIM", "x1e2", "higher"),
+        Column("canny_f1", "Edges, F1", "x1e2", "higher"),
+    ],
+    "cocostuff": [Column("cocostuff_accuracy", "Pixel accuracy of the picture", "x1e2", "higher")],
+}
+WHOLE_COLUMNS = {
+    "depth": [],
+    "canny": [],
+    "cocostuff": [
+        Column("cocostuff_miou", "mIoU", "x1e2", "higher"),
+        Column("cocostuff_macc", "Mean class accuracy", "x1e2", "higher"),
+    ],
+}
+
+
+class TranslationMetrics:
+    """Scores one task's prompts. mIoU belongs to all pictures together: `begin` forgets them, `whole` reads it."""
+
+    def __init__(
+        self,
+        task: str,
+        rules: TranslationProtocol,
+        device: torch.device,
+        depth: DepthJudge | None = None,
+        segmenter: DeepLab | HubSegmenter | None = None,
+    ) -> None:
+        self.task, self.rules, self.device = task, rules, device
+        self.depth, self.segmenter = depth, segmenter
+        self.begin()
+
+    @classmethod
+    def load(
+        cls, task: str, rules: TranslationProtocol, sources: JudgeSources, device: torch.device
+    ) -> tuple[TranslationMetrics, list[Missing]]:
+        """With the task's judge if its file is here, else what is missing. Raises CheckpointError or ConfigError."""
+        columns = tuple(column.name for column in ROW_COLUMNS[task] + WHOLE_COLUMNS[task])
+        depth = segmenter = None
+        missing: Missing | None = None
+        if task == "depth":
+            depth, missing = try_judge("depth", sources.depth, columns, lambda s: DepthJudge.load(s, device))
+        elif task == "cocostuff":
+            segmenter, missing = try_judge("segmenter", sources.segmenter, columns, lambda s: load_segmenter(s, device))
+        return cls(task, rules, device, depth, segmenter), [missing] if missing else []
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether there is anything to say of a single picture."""
+        return self.task == "canny" or self.depth is not None or self.segmenter is not None
+
+    @property
+    def columns(self) -> list[Column]:
+        return ROW_COLUMNS[self.task] + WHOLE_COLUMNS[self.task] if self.scores_rows else []
+
+    @property
+    def comparable(self) -> bool:
+        """False with another kind of segmenter than the published tables'."""
+        return self.segmenter is None or self.segmenter.comparable
+
+    def begin(self) -> None:
+        """Before each method's pictures."""
+        self.confusion = Confusion()
+
+    def __call__(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
+        """labels (P, 512, 512) uint8, pictures (P, G, 512, 512, 3) uint8: G results of each prompt.
+
+        Returns one row per prompt in the paper's units, means over its G pictures.
+        """
+        if not self.scores_rows:
+            return [{} for _ in labels]
+        return getattr(self, f"_{self.task}")(labels, pictures)
+
+    def whole(self) -> dict[str, float]:
+        """Numbers of all pictures since `begin`."""
+        if self.segmenter is None:
+            return {}
+        scores = self.confusion.scores()
+        return {"cocostuff_miou": 100 * scores.miou, "cocostuff_macc": 100 * scores.macc}
+
+    def _depth(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
+        assert self.depth is not None
+        group = pictures.shape[1]
+        predicted = [
+            depth_map(depth, self.rules.depth) for depth in self.depth(pictures.reshape(-1, *pictures.shape[2:]))
+        ]
+        errors = depth_rmse(np.stack(predicted), labels.repeat(group, 0)).reshape(-1, group)
+        return [{"depth_rmse": float(error)} for error in errors.mean(1)]
+
+    def _canny(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
+        prompts, group, height, width, _ = pictures.shape
+        found = edge_maps(pictures.reshape(-1, height, width, 3), self.rules, self.device)
+        true = torch.from_numpy(labels).to(self.device) / 255
+        scores = edge_scores(found.view(prompts, group, height, width), true, self.rules.psnr_cap)
+        names = ("ms_ssim", "ssim", "f1")
+        return [{f"canny_{name}": 100 * scores[name][i].item() for name in names} for i in range(prompts)]
+
+    def _cocostuff(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
+        assert self.segmenter is not None
+        rows = []
+        for label, group in zip(labels, pictures, strict=True):
+            predicted, true = self.segmenter(group), np.stack([label] * len(group))
+            self.confusion.update(predicted, true)
+            known = true != self.confusion.ignore
+            hits = (predicted == true)[known]
+            rows.append({"cocostuff_accuracy": 100 * float(hits.mean()) if hits.size else float("nan")})
+        return rows

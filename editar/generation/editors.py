@@ -1,0 +1,65 @@
+"""What edits a benchmark: our checkpoint or a baseline, behind one small interface."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from editar.config import EvalConfig
+from editar.generation.diffusers_baselines import DiffusersEditor
+from editar.runtime.files import checksum
+from editar.sampling.pipeline import EditPipeline
+
+
+class Editor(Protocol):
+    """Edits batches of square pictures.
+
+    size   side of the pictures it takes and gives
+    batch  how many at a time
+    reads  "instruction", or "caption" where it wants a description of the wanted picture instead
+    """
+
+    size: int
+    batch: int
+    reads: str
+
+    def describe(self) -> dict[str, object]:
+        """What its pictures depend on; goes into the results' manifest, which must match to go on."""
+        ...
+
+    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
+        """(size, size, 3) uint8 each -> the edited pictures; `ids` choose each one's random numbers."""
+        ...
+
+
+class ModelEditor:
+    """A checkpoint of ours."""
+
+    reads = "instruction"
+
+    def __init__(self, pipeline: EditPipeline, checkpoint: Path) -> None:
+        self.pipeline, self.checkpoint = pipeline, checkpoint
+        self.size, self.batch = pipeline.cfg.image_size, pipeline.batch_size
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "weights_sha256": checksum(self.checkpoint / "model.safetensors"),
+            "tokenizer_sha256": checksum(self.checkpoint / "tokenizer.safetensors"),
+            "dtype": str(self.pipeline.gpt.output.weight.dtype).removeprefix("torch."),
+            "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k != "batch_size"},
+        }
+
+    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
+        return self.pipeline.edit_arrays(sources, texts, ids)
+
+
+def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
+    """The baseline's or the checkpoint's editor. Raises CheckpointError or ConfigError."""
+    if cfg.baseline.given:
+        return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
+    pipeline = EditPipeline.from_pretrained(str(cfg.checkpoint), device, cfg.sampling, dtype=cfg.dtype)
+    return ModelEditor(pipeline, Path(str(cfg.checkpoint)))

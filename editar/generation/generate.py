@@ -1,0 +1,95 @@
+"""Edit a benchmark into a results folder: one PNG per picture, restartable, shared by all ranks.
+
+FOLDER/manifest.json    what made it: checksums of weights and sources, sampling settings, instructions
+FOLDER/images/NAME.png  written atomically, stamped with the manifest (`editar.generation.manifest`);
+                        finished ones are never redone
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from editar.config import ConfigError
+from editar.generation.editors import Editor
+from editar.generation.manifest import MANIFEST, read_manifest, save_stamped
+from editar.images import resize_and_crop
+from editar.runtime.distributed import World
+from editar.runtime.files import write_json
+
+
+@dataclass(frozen=True)
+class EditJob:
+    """One edit. `id` chooses its random numbers, `name` its file below images/ (without suffix);
+    `source()` opens the picture; `size` is the side of the result. `caption` describes the wanted
+    picture, for editors that read no instruction."""
+
+    id: str
+    name: str
+    instruction: str
+    caption: str
+    source: Callable[[], np.ndarray]
+    size: int
+
+
+def generate(
+    editor: Editor, jobs: list[EditJob], folder: Path, world: World, sources_sum: Callable[[], str]
+) -> list[Path]:
+    """Edit every job that has no file yet; returns all files in order.
+
+    `sources_sum()` changes with the source pictures. Raises ConfigError for a folder of another run,
+    BenchmarkError for pictures of another run in it.
+    """
+    files = [folder / "images" / f"{job.name}.png" for job in jobs]
+    texts = [getattr(job, editor.reads) for job in jobs]
+    if world.is_main:
+        claim(folder, manifest(editor, jobs, texts) | {"sources_sha256": sources_sum()})
+    world.barrier()
+    made = read_manifest(folder)
+    assert made is not None
+    if world.is_main:
+        made.check(file for file in files if file.is_file())
+    todo = [i for i, file in enumerate(files) if not file.is_file()]
+    world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
+    mine = todo[world.rank :: world.size]
+    with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not world.is_main) as bar:
+        for start in range(0, len(mine), editor.batch):
+            part = mine[start : start + editor.batch]
+            sources = [fit(jobs[i].source(), editor.size) for i in part]
+            outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
+            for i, output in zip(part, outputs, strict=True):
+                save_stamped(fit(output, jobs[i].size), files[i], made.stamp)
+            bar.update(len(part))
+    world.barrier()
+    return files
+
+
+def fit(picture: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is."""
+    return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
+
+
+def manifest(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str, object]:
+    instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
+    return editor.describe() | {"image_size": editor.size, "instructions": instructions}
+
+
+def claim(folder: Path, wanted: dict[str, object]) -> None:
+    """Enter a results folder; refuses one that was made with other weights, settings or instructions."""
+    file = folder / MANIFEST
+    if file.is_file():
+        found = json.loads(file.read_text())
+        other = [key for key in wanted if found.get(key) != json.loads(json.dumps(wanted[key]))]
+        if other:
+            raise ConfigError(
+                f"{folder} holds results made with other {', '.join(other)}; choose another output_dir or remove it"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is in use and holds no {MANIFEST}; choose another output_dir")
+    write_json(file, wanted)

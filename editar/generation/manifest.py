@@ -1,0 +1,92 @@
+"""Which run made a results folder, and every picture in it.
+
+FOLDER/manifest.json    what the pictures depend on: weights, settings, sources, instructions
+FOLDER/images/NAME.png  carries the manifest's checksum in a text chunk, so that a picture of another run
+                        that was copied in is noticed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from editar.images import load_image
+from editar.metrics.pictures import BenchmarkError
+
+MANIFEST = "manifest.json"
+CHUNK = "editar manifest sha256"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A results folder's manifest, as its file holds it."""
+
+    file: Path
+    values: dict[str, Any]
+
+    @property
+    def stamp(self) -> str:
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def generated_with(self) -> dict[str, Any]:
+        """Without the instructions."""
+        return {key: value for key, value in self.values.items() if key != "instructions"}
+
+    def check(self, pictures: Iterable[Path]) -> None:
+        """Every picture was made under this manifest. Raises BenchmarkError that counts and names the
+        others, ImageError for a file that is no picture."""
+        found = {path: read_stamp(path) for path in pictures}
+        wrong = [path for path, stamp in found.items() if stamp != self.stamp]
+        if wrong:
+            other = "was made by another run" if found[wrong[0]] else "carries no stamp of the run that made it"
+            raise BenchmarkError(
+                f"{len(wrong)} of {len(found)} pictures do not belong to {self.file}: first {wrong[0]}, which {other}; "
+                "remove them and let stage=generate make them again"
+            )
+
+
+def read_manifest(source: Path) -> Manifest | None:
+    """The manifest in a results folder or beside its images/; None for pictures that are not ours.
+
+    Raises BenchmarkError for a damaged one.
+    """
+    places = [source, source.parent] if source.name == "images" else [source]
+    file = next((place / MANIFEST for place in places if (place / MANIFEST).is_file()), None)
+    if file is None:
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(f"{file}: not readable JSON ({error}); remove the folder and make it again") from None
+    ours = isinstance(values, dict) and {"image_size", "instructions"} <= set(values)
+    return Manifest(file, values) if ours else None  # prepared data have a manifest.json too
+
+
+def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:
+    """(H, W, 3) uint8 as a PNG with the stamp, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chunks, partial = PngInfo(), path.with_name(f".{path.stem}.part.png")
+    chunks.add_text(CHUNK, stamp)
+    Image.fromarray(picture).save(partial, pnginfo=chunks)
+    os.replace(partial, path)
+
+
+def read_stamp(path: Path) -> str | None:
+    """Reads no pixels. Raises ImageError for a file that is no picture."""
+    try:
+        with Image.open(path) as image:
+            stamp = image.info.get(CHUNK)
+    except Exception:  # decoders raise nearly anything at damaged files; load_image says it in one line
+        load_image(path)
+        return None
+    return stamp if isinstance(stamp, str) else None

@@ -1,0 +1,102 @@
+"""A method's pictures, wherever they lie: below a folder by the benchmark's names, or by id in a JSON map.
+
+FOLDER                       NAME.png (or .jpg, .webp) for every picture, as `stage=generate` writes them
+FOLDER/annotation_images     the layout of PnPInversion's published outputs; FOLDER/images is ours
+FILE.json                    {"id": "path of the picture", ...}, paths relative to the file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from editar.generation.manifest import MANIFEST, Manifest, read_manifest
+from editar.metrics.pictures import BenchmarkError, find_picture
+
+SUBFOLDERS = ("annotation_images", "images")
+
+
+class Results:
+    """`results.path(id, name)` is the picture of one benchmark entry; `made` is our own folder's manifest."""
+
+    def __init__(self, source: str | Path) -> None:
+        """Raises BenchmarkError for what is neither a folder nor a JSON map, or a map with a file twice."""
+        self.source = Path(source)
+        self.map: dict[str, Path] | None = None
+        self.made: Manifest | None = None
+        if self.source.is_dir():
+            inner = [self.source / name for name in SUBFOLDERS if (self.source / name).is_dir()]
+            self.root = inner[0] if inner else self.source
+            self.made = read_manifest(self.source)
+        elif self.source.is_file():
+            self.root = self.source.parent
+            self.map = {id: self.root / path for id, path in _read_map(self.source).items()}
+            _check_once(self.source, self.map)
+        else:
+            raise BenchmarkError(f"{source}: no such folder; make it with stage=generate or give results=FOLDER")
+
+    @property
+    def generated_with(self) -> dict[str, Any] | None:
+        """What made our own results; None for anybody else's."""
+        return None if self.made is None else self.made.generated_with
+
+    def path(self, id: str, name: str) -> Path:
+        """Raises BenchmarkError when there is none."""
+        if self.map is None:
+            return find_picture(self.root, name)
+        if id not in self.map:
+            raise BenchmarkError(f"{self.source}: no picture for id {id}")
+        if not self.map[id].is_file():
+            raise BenchmarkError(f"{self.source}: id {id} points to {self.map[id]}, which is not there")
+        return self.map[id]
+
+    def check(self, names: dict[str, str]) -> None:
+        """Every id of `names` (id -> name) has a picture, there are no others, and in a folder of ours all
+        were made by the same run. Raises BenchmarkError that counts and names."""
+        found, missing = set(), []
+        for id, name in names.items():
+            try:
+                found.add(self.path(id, name).resolve())
+            except BenchmarkError as error:
+                missing.append((name, error))
+        if missing:
+            advice = "; stage=generate makes the missing ones" if self.made else ""
+            raise BenchmarkError(
+                f"{self.source}: {len(missing)} of {len(names)} results are missing, first {missing[0][0]} "
+                f"({missing[0][1]}){advice}"
+            )
+        extra: Sequence[object] = (
+            sorted(set(self.map) - set(names))
+            if self.map is not None
+            else [path for path in sorted(self.root.rglob("*")) if self._is_extra(path, found)]
+        )
+        if extra:
+            raise BenchmarkError(
+                f"{self.source}: {len(extra)} files belong to no picture of the benchmark, first {extra[0]}"
+            )
+        if self.made is not None:
+            self.made.check(self.path(id, name) for id, name in names.items())
+
+    def _is_extra(self, path: Path, found: set[Path]) -> bool:
+        known = path.name.startswith(".") or path == self.root / MANIFEST
+        return path.is_file() and not known and path.resolve() not in found
+
+
+def _check_once(file: Path, map: dict[str, Path]) -> None:
+    """Two ids on one picture would score it twice."""
+    seen: dict[Path, str] = {}
+    for id, path in map.items():
+        if (first := seen.setdefault(path.resolve(), id)) != id:
+            raise BenchmarkError(f"{file}: ids {first} and {id} both point to {path}; each needs its own picture")
+
+
+def _read_map(file: Path) -> dict[str, str]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{file}: neither a folder nor readable JSON ({error})") from None
+    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+        raise BenchmarkError(f'{file}: must map ids to paths, {{"000000000000": "outputs/0.png", ...}}')
+    return raw

@@ -1,0 +1,168 @@
+"""Scored folders brought together: several folders on one benchmark, several benchmarks in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from editar.evaluation.nano.load import NANO_FILE, load_nano
+from editar.metrics.networks import COLUMNS as JUDGED
+from editar.metrics.pictures import BenchmarkError
+from editar.tables.paper_rows import paper_tables
+from editar.tables.render import OurRow
+from editar.tables.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation
+
+# Of `generated_with`; they must agree within a row of a table.
+SETTINGS = ("weights_sha256", "tokenizer_sha256", "sampling")
+
+
+@dataclass
+class Scored:
+    """A folder as the user named it, and what was found there."""
+
+    origin: str
+    evaluation: Evaluation
+
+
+def load_scored(argument: str) -> Scored:
+    """FOLDER or scores.json, or NAME=FOLDER to call its only method NAME. Raises BenchmarkError."""
+    name, equals, path = argument.partition("=")
+    if not equals or Path(argument).exists():
+        return Scored(argument, _load(Path(argument)))
+    evaluation = _load(Path(path))
+    if len(evaluation.methods) != 1:
+        raise BenchmarkError(f"{argument}: {path} holds {len(evaluation.methods)} methods, so {name} would name none")
+    evaluation.methods = [replace(evaluation.methods[0], method=name)]
+    return Scored(argument, evaluation)
+
+
+def _load(path: Path) -> Evaluation:
+    is_nano = (path / NANO_FILE).is_file() and not (path / FILE).is_file()
+    return load_nano(path) if is_nano else load_evaluation(path)
+
+
+# --- folders of one benchmark ---------------------------------------------------------------------
+
+
+def merge(scored: Sequence[Scored]) -> list[Evaluation]:
+    """One evaluation per benchmark, methods in the order given.
+
+    Raises BenchmarkError for folders that must not stand side by side: other protocols, pictures or
+    judges, or two methods of the same name.
+    """
+    _check_protocols(scored)
+    benchmarks = list(dict.fromkeys(item.evaluation.benchmark for item in scored))
+    return [_merge_one([item for item in scored if item.evaluation.benchmark == name]) for name in benchmarks]
+
+
+def _check_protocols(scored: Sequence[Scored]) -> None:
+    seen: dict[str, Scored] = {}
+    for item in scored:
+        for table in TABLES.get(item.evaluation.benchmark, (item.evaluation.benchmark,)):
+            first = seen.setdefault(table, item)
+            if first.evaluation.protocol != item.evaluation.protocol:
+                raise BenchmarkError(
+                    f"{first.origin} was scored with protocol {first.evaluation.protocol}, {item.origin} with "
+                    f"{item.evaluation.protocol}; their numbers do not belong in one table"
+                )
+
+
+def _merge_one(scored: Sequence[Scored]) -> Evaluation:
+    columns = list({column.name: column for item in scored for column in item.evaluation.columns}.values())
+    _check_judges(scored)
+    whole = {name for item in scored for method in item.evaluation.methods for name in method.whole}
+    first, methods = scored[0], list[MethodScores]()
+    origins: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for item in scored:
+        if _pictures(item) != _pictures(first):
+            raise BenchmarkError(
+                f"{first.origin} and {item.origin} were scored on different pictures of {item.evaluation.benchmark}; "
+                "score the same set"
+            )
+        for method in item.evaluation.methods:
+            if method.method in origins:
+                raise BenchmarkError(
+                    f"{origins[method.method]} and {item.origin} both hold a method called {method.method}; "
+                    f"give one as NAME={item.origin}"
+                )
+            origins[method.method] = item.origin
+            methods.append(_with_columns(method, columns, whole))
+        for name, reason in item.evaluation.missing.items():
+            partly = name in {column.name for column in columns}
+            where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if partly else ""
+            missing[name + where] = reason
+    judges = {name: record for item in reversed(scored) for name, record in item.evaluation.judges.items()}
+    return replace(first.evaluation, columns=columns, methods=methods, missing=missing, judges=judges)
+
+
+def _check_judges(scored: Sequence[Scored]) -> None:
+    """A column that two folders share was scored by the same weights."""
+    seen: dict[str, tuple[Scored, dict[str, str]]] = {}
+    for item in scored:
+        columns = {column.name for column in item.evaluation.columns}
+        for judge, record in item.evaluation.judges.items():
+            for name in columns.intersection(JUDGED[judge]):
+                first, other = seen.setdefault(name, (item, record))
+                if other["sha256"] != record["sha256"]:
+                    raise BenchmarkError(
+                        f"{first.origin} and {item.origin} were scored by different weights of judges.{judge} "
+                        f"({other['source']}, {record['source']}); score both with the same"
+                    )
+
+
+def _pictures(item: Scored) -> list[tuple[str, str]]:
+    """What the rows are about; the same ids may stand for other pictures (another nano seed)."""
+    return [(str(row["id"]), str(row["instruction"])) for row in item.evaluation.methods[0].rows]
+
+
+def _with_columns(method: MethodScores, columns: Sequence[Column], whole: set[str]) -> MethodScores:
+    """NaN where only other folders have the column."""
+    known = {*method.rows[0], *method.whole} if method.rows else set(method.whole)
+    lacking = [column.name for column in columns if column.name not in known]
+    rows: list[dict[str, Any]] = [
+        row | {name: math.nan for name in lacking if name not in whole} for row in method.rows
+    ]
+    return replace(method, rows=rows, whole=method.whole | {name: math.nan for name in lacking if name in whole})
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table_rows(evaluations: Sequence[Evaluation]) -> dict[str, list[OurRow]]:
+    """Paper table -> our rows. A method's numbers on depth, canny and cocostuff make one row of Table 2."""
+    found = {}
+    for table in paper_tables():
+        parts = [evaluation for evaluation in evaluations if table in TABLES.get(evaluation.benchmark, ())]
+        names = list(dict.fromkeys(method.method for part in parts for method in part.methods))
+        if parts:
+            found[table] = [_row(name, parts) for name in names]
+    return found
+
+
+def _row(name: str, parts: Sequence[Evaluation]) -> OurRow:
+    values: dict[str, float] = {}
+    reasons: list[str] = []
+    made: list[tuple[str, dict[str, Any]]] = []
+    for part in parts:
+        for method, row in zip(part.methods, part.our_rows(), strict=True):
+            if method.method == name:
+                values |= {key: value for key, value in row.values.items() if not _unscored(method, key)}
+                prefix = f"{part.benchmark}: " if len(parts) > 1 else ""
+                reasons += [prefix + reason for reason in method.why_not]
+                made += [(part.benchmark, method.generated_with)] if method.generated_with else []
+    for benchmark, settings in made[1:]:
+        other = [key for key in SETTINGS if settings.get(key) != made[0][1].get(key)]
+        if other:
+            reasons.append(f"{benchmark} was made with other {', '.join(other)} than {made[0][0]}")
+    return OurRow(name, values, "; ".join(reasons))
+
+
+def _unscored(method: MethodScores, column: str) -> bool:
+    """NaN throughout: a column that only another folder has, "-" in the table."""
+    if column in method.whole:
+        return math.isnan(method.whole[column])
+    return all(math.isnan(row[column]) for row in method.rows)

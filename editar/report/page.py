@@ -1,0 +1,138 @@
+"""One self-contained page from scored folders: tables, plots, paired comparison, and every picture to browse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
+from editar.report.gallery import Gallery
+from editar.report.merge import Scored, merge, table_rows
+from editar.report.plots import Plot
+from editar.runtime.files import provenance, write_text
+from editar.tables.paper_rows import paper_tables
+from editar.tables.render import ARROWS, OurRow, best_of, layout, text_table, write_tables
+from editar.tables.scores import Column, Evaluation, paired_table
+from editar.tables.statistics import Comparison, Mean
+
+TITLES = {
+    "nano": "Nano world",
+    "pie_bench": "PIE-Bench",
+    "depth": "Depth to picture",
+    "canny": "Edges to picture",
+    "cocostuff": "Segmentation to picture",
+}
+
+
+def write_comparison(scored: Sequence[Scored], out: Path, title: str, pictures: int) -> None:
+    """The page to `out`, the paper's tables beside it and to the terminal.
+
+    `pictures` is how many entries of each benchmark are embedded with their pictures. Raises
+    BenchmarkError for folders that must not stand side by side.
+    """
+    evaluations = merge(scored)
+    tables = table_rows(evaluations)
+    context = {
+        "title": title,
+        "made_by": provenance(),
+        "origins": [item.origin for item in scored],
+        "tables": [_paper_table(name, rows) for name, rows in tables.items()],
+        "sections": [_section(evaluation, pictures) for evaluation in evaluations],
+    }
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html.j2")
+    size = len(template.render(context).encode())
+    write_text(out, template.render(context, size=_megabytes(size)))
+    write_tables(tables, out.parent, f"{out.stem}_")
+    for name, rows in tables.items():
+        print(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
+    for evaluation in evaluations:
+        if len(evaluation.methods) > 1:
+            print(f"{TITLES[evaluation.benchmark]}, {paired_table(evaluation)}\n")
+    print(f"{out}: {_megabytes(size)}, opens from disk")
+
+
+def _paper_table(name: str, ours: list[OurRow]) -> dict[str, Any]:
+    paper = paper_tables()[name]
+    cells = layout(paper, ours, lambda value: Markup(f"<b>{escape(value)}</b>"))
+    return {"name": name, "source": paper.source, "cells": cells}
+
+
+def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
+    gallery = Gallery(evaluation, pictures)
+    shared = distributions(evaluation)
+    several: list[Plot] = guidance_sweeps(evaluation) + ablations(evaluation)
+    return {
+        "benchmark": evaluation.benchmark,
+        "title": TITLES[evaluation.benchmark],
+        "protocol": evaluation.protocol,
+        "methods": evaluation.methods,
+        "columns": [f"{c.title} {ARROWS[c.better]} ({c.unit})" for c in evaluation.columns],
+        "means": _means(evaluation),
+        "missing": _by_reason(evaluation.missing),
+        "paired": _paired(evaluation) if len(evaluation.methods) > 1 else [],
+        "several": several,
+        "groups": [{"title": title, "plots": group_bars(evaluation, title)} for title in evaluation.methods[0].groups],
+        "distributions": shared,
+        "notes": gallery.notes,
+        "grid": gallery.data,
+    }
+
+
+def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for column, reason in missing.items():
+        found.setdefault(reason, []).append(column)
+    return found
+
+
+def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Per method its cells: mean, interval and how many pictures are left out."""
+    found = [evaluation.means(method) for method in evaluation.methods]
+    best = {c.name: best_of([means[c.name].mean for means in found], c.better) for c in evaluation.columns}
+    return [
+        {
+            "method": method.method,
+            "pictures": len(method.rows),
+            "cells": [
+                _cell(means[c.name]) | {"best": len(found) > 1 and means[c.name].mean == best[c.name]}
+                for c in evaluation.columns
+            ],
+        }
+        for method, means in zip(evaluation.methods, found, strict=True)
+    ]
+
+
+def _cell(mean: Mean) -> dict[str, Any]:
+    main = "-" if math.isnan(mean.mean) else f"{mean.mean:.2f}"
+    interval = "" if math.isnan(mean.low) else f"[{mean.low:.2f}, {mean.high:.2f}]"
+    left_out = f"{mean.excluded} undefined" if mean.excluded and not math.isnan(mean.mean) else ""
+    return {"main": main, "interval": interval, "left_out": left_out}
+
+
+def _paired(evaluation: Evaluation) -> list[dict[str, Any]]:
+    by_name = {column.name: column for column in evaluation.columns}
+    return [
+        {"method": method, "column": by_name[name], "arrow": ARROWS[by_name[name].better], "found": found}
+        | {"verdict": _verdict(by_name[name], found)}
+        for method, columns in evaluation.paired().items()
+        for name, found in columns.items()
+    ]
+
+
+def _verdict(column: Column, found: Comparison) -> str:
+    """better | worse where the interval leaves out zero, else ""."""
+    gap = found.difference
+    if not (gap.low > 0 or gap.high < 0):
+        return ""
+    return "better" if (gap.low > 0) == (column.better == "higher") else "worse"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

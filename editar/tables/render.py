@@ -1,0 +1,205 @@
+"""Our numbers beside the paper's rows: as text, markdown, LaTeX, CSV or JSON.
+
+A result that was not made under the table's conditions is shown apart, with the reason, and takes no
+part in what is best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editar.runtime.files import write_text
+from editar.tables.paper_rows import PaperTable, paper_tables
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+REFERENCE = "EditAR"
+LATEX = str.maketrans(
+    {sign: rf"\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+)
+Bold = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class OurRow:
+    """A scored folder: column -> mean in the paper's unit (absent columns were not scored).
+    `incomparable` says why it must not be read against the paper's rows; "" if it may."""
+
+    method: str
+    values: dict[str, float]
+    incomparable: str = ""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text: header, then per row its cells and whether it belongs below the line."""
+
+    header: list[str]
+    rows: list[tuple[list[str], bool]]
+    notes: list[str]
+
+
+def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
+    """The paper's columns and order; best per column in bold; a line of differences under each of ours."""
+    columns = list(zip(paper.columns, paper.units, paper.better, strict=True))
+    header = ["method", *(f"{name} {ARROWS[better]} ({unit})" for name, unit, better in columns)]
+    published = [(row.method, paper.row(row.method)) for row in paper.rows]
+    own: list[dict[str, float | None]] = [{**row.values} for row in ours if not row.incomparable]
+    fair = [*(values for _, values in published), *own]
+    best = {name: best_of([values.get(name) for values in fair], better) for name, _, better in columns}
+
+    def cells(values: dict[str, float | None], compete: bool) -> list[str]:
+        return [
+            bold(_number(values.get(name))) if compete and values.get(name) == best[name] else _number(values.get(name))
+            for name in paper.columns
+        ]
+
+    rows = [([method, *cells(values, True)], False) for method, values in published]
+    reference = paper.row(REFERENCE)
+    reasons: dict[str, list[str]] = {}
+    for row in ours:
+        marker = " *" if row.incomparable else ""
+        values: dict[str, float | None] = dict(row.values)
+        rows.append(([row.method + marker, *cells(values, not row.incomparable)], True))
+        gaps = [_gap(values.get(name), reference[name]) for name in paper.columns]
+        rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
+        if row.incomparable:
+            reasons.setdefault(row.incomparable, []).append(row.method)
+    notes = [f"* {', '.join(names)}: not comparable with the paper's rows: {why}" for why, names in reasons.items()]
+    return Cells(header, rows, notes)
+
+
+def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """For a terminal; the best value of a column is marked with a `!`, as the last line says."""
+    cells = layout(paper, ours, lambda value: f"{value}!")
+    names, units = zip(*(title.partition(" (")[::2] for title in cells.header), strict=True)
+    header = [list(names), [unit and f"({unit}" for unit in units]]
+    widths = [max(len(row[k]) for row in [*header, *(r for r, _ in cells.rows)]) for k in range(len(names))]
+
+    def line(row: list[str]) -> str:
+        return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])  # noqa: B905
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    published = [line(row) for row, below in cells.rows if not below]
+    own = [line(row) for row, below in cells.rows if below]
+    return "\n".join([*map(line, header), rule, *published, rule, *own, "! best of its column", *cells.notes])
+
+
+def markdown_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    cells = layout(paper, ours, lambda value: f"**{value}**")
+    lines = [cells.header, ["---"] * len(cells.header), *(row for row, _ in cells.rows)]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), *(f"\n{note}" for note in cells.notes)])
+
+
+def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """A booktabs tabular."""
+    cells = layout(paper, ours, lambda value: rf"\textbf{{{value}}}")
+
+    def line(row: list[str]) -> str:
+        first, *numbers = row
+        return " & ".join([first.translate(LATEX), *numbers]) + r" \\"
+
+    published = [line(row) for row, below in cells.rows if not below]
+    own = [line(row) for row, below in cells.rows if below]
+    top = [
+        rf"\begin{{tabular}}{{l{'r' * (len(cells.header) - 1)}}}",
+        r"\toprule",
+        " & ".join(title.translate(LATEX) for title in cells.header) + r" \\",
+        r"\midrule",
+    ]
+    return "\n".join(
+        [*top, *published, r"\midrule", *own, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in cells.notes)]
+    )
+
+
+def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """Columns, the paper's rows and ours with all digits, differences to the paper's EditAR row, and why a
+    row of ours must not be read against the paper's."""
+    reference = paper.row(REFERENCE)
+    columns = [
+        {"name": name, "unit": unit, "better": better}
+        for name, unit, better in zip(paper.columns, paper.units, paper.better, strict=True)
+    ]
+    published = [
+        {"method": row.method, "base": row.base, "kind": row.kind, "values": paper.row(row.method)}
+        for row in paper.rows
+    ]
+    own = [
+        {
+            "method": row.method,
+            "comparable": not row.incomparable,
+            "why_not": row.incomparable,
+            "values": {name: row.values.get(name) for name in paper.columns},
+            "minus_paper_editar": {name: _minus(row.values.get(name), reference[name]) for name in paper.columns},
+        }
+        for row in ours
+    ]
+    table = {"source": paper.source, "columns": columns, "paper": published, "ours": own}
+    return json.dumps(strict_json(table), indent=1, ensure_ascii=False)
+
+
+def csv_table(paper: PaperTable, ours: list[OurRow]) -> str:
+    """method, comparable, then the columns in the paper's unit, all digits; no differences."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "comparable", *paper.columns])
+    for row in paper.rows:
+        writer.writerow([row.method, "paper", *row.values])
+    for our in ours:
+        comparable = "no" if our.incomparable else "yes"
+        writer.writerow([our.method, comparable, *(our.values.get(name) for name in paper.columns)])
+    return buffer.getvalue()
+
+
+FORMATS: dict[str, Callable[[PaperTable, list[OurRow]], str]] = {
+    "txt": text_table,
+    "md": markdown_table,
+    "tex": latex_table,
+    "csv": csv_table,
+    "json": json_table,
+}
+
+
+def write_tables(ours: dict[str, list[OurRow]], out: Path, prefix: str = "") -> None:
+    """Our rows of each paper table into OUT/PREFIX + TABLE.{txt,md,tex,csv,json}."""
+    for name, rows in ours.items():
+        for suffix, render in FORMATS.items():
+            write_text(out / f"{prefix}{name}.{suffix}", render(paper_tables()[name], rows) + "\n")
+
+
+def best_of(values: Sequence[float | None], better: str) -> float | None:
+    """None where nothing is known."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return (max if better == "higher" else min)(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "nan" if math.isnan(value) else f"{value:.2f}"
+
+
+def _gap(value: float | None, reference: float | None) -> str:
+    gap = _minus(value, reference)
+    return "-" if gap is None or math.isnan(gap) else f"{gap:+.2f}"
+
+
+def _minus(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or reference is None else value - reference
+
+
+def strict_json(value: Any) -> Any:
+    """Nested values with NaN as None and infinities as "inf" and "-inf": JSON knows none of them."""
+    if isinstance(value, dict):
+        return {key: strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(float(value))
+    return value

@@ -1,0 +1,230 @@
+"""What an evaluation found: one or several methods on one benchmark, written, read back and shown.
+
+OUTPUT/scores.json                   everything below, and every picture's row
+OUTPUT/TABLE.{txt,md,tex,csv,json}   the paper's rows and ours, for each table the benchmark belongs to
+
+All numbers are in the paper's units. The file is strict JSON: an undefined number is null in it and NaN
+here, an infinite one "inf".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from editar.metrics.networks import Missing
+from editar.metrics.pictures import BenchmarkError
+from editar.runtime.files import provenance, write_json
+from editar.tables.paper_rows import paper_tables
+from editar.tables.render import OurRow, strict_json, text_table, write_tables
+from editar.tables.statistics import Comparison, Mean, compare, means, means_by
+
+FILE = "scores.json"
+TABLES = {
+    "pie_bench": ("table1", "table3"),
+    "depth": ("table2", "supplement_c"),
+    "canny": ("table2", "supplement_c"),
+    "cocostuff": ("table2", "supplement_c"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of every row, or of the whole result. better: lower | higher."""
+
+    name: str
+    title: str
+    unit: str
+    better: str
+
+
+@dataclass
+class MethodScores:
+    """One method's results.
+
+    rows     one per picture: id, texts (`instruction`, `group` names), `source` and `result` files, columns
+    groups   what to average by: title -> the group of each row
+    whole    numbers of the whole result that are no mean of rows (FID, mIoU)
+    why_not  why it must not be read against the paper's rows; empty if it may
+    """
+
+    method: str
+    results: str
+    rows: list[dict[str, Any]]
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    why_not: list[str] = field(default_factory=list)
+    generated_with: dict[str, Any] | None = None
+
+    def values(self, columns: Sequence[Column]) -> list[dict[str, float]]:
+        """The rows' numbers alone."""
+        names = [column.name for column in columns if column.name not in self.whole]
+        return [{name: row[name] for name in names} for row in self.rows]
+
+
+@dataclass
+class Evaluation:
+    """Methods scored on the same pictures by the same protocol."""
+
+    benchmark: str
+    protocol: str
+    root: str
+    columns: list[Column]
+    methods: list[MethodScores]
+    missing: dict[str, str] = field(default_factory=dict)  # column -> what to fetch
+    judges: dict[str, dict[str, str]] = field(default_factory=dict)  # judge -> source, sha256 of its weights
+
+    def means(self, method: MethodScores) -> dict[str, Mean]:
+        """Column -> mean with its interval; numbers of the whole result have none."""
+        found = means(method.values(self.columns))
+        for name, value in method.whole.items():
+            found[name] = Mean(value, math.nan, math.nan, len(method.rows), 0)
+        return found
+
+    def means_by(self, method: MethodScores, title: str) -> dict[str, dict[str, Mean]]:
+        """Group -> column -> mean, by one of `method.groups`."""
+        return means_by(method.values(self.columns), method.groups[title])
+
+    def paired(self) -> dict[str, dict[str, Comparison]]:
+        """Every later method against the first, picture by picture: method -> column -> comparison."""
+        first, *others = self.methods
+        by_id = {method.method: {str(row["id"]): row for row in method.rows} for method in self.methods}
+        found: dict[str, dict[str, Comparison]] = {}
+        for other in others:
+            found[other.method] = {}
+            for column in self.columns:
+                if column.name not in first.whole:
+                    a, b = (
+                        {id: row[column.name] for id, row in by_id[name].items()}
+                        for name in (first.method, other.method)
+                    )
+                    found[other.method][column.name] = compare(a, b, column.better)
+        return found
+
+    def our_rows(self) -> list[OurRow]:
+        return [
+            OurRow(
+                method.method,
+                {name: mean.mean for name, mean in self.means(method).items()},
+                "; ".join(method.why_not),
+            )
+            for method in self.methods
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        methods = {}
+        for method in self.methods:
+            methods[method.method] = {
+                "results": method.results,
+                "pictures": len(method.rows),
+                "comparable": not method.why_not,
+                "why_not": method.why_not,
+                "generated_with": method.generated_with,
+                "mean": {name: asdict(mean) for name, mean in self.means(method).items()},
+                "by": {
+                    title: {
+                        group: {name: asdict(mean) for name, mean in columns.items()}
+                        for group, columns in self.means_by(method, title).items()
+                    }
+                    for title in method.groups
+                },
+                "groups": method.groups,
+                "whole": method.whole,
+                "rows": method.rows,
+            }
+        paired = {
+            name: {column: asdict(found) for column, found in columns.items()}
+            for name, columns in (self.paired() if len(self.methods) > 1 else {}).items()
+        }
+        return {
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "root": self.root,
+            "made_by": provenance(),
+            "columns": [asdict(column) for column in self.columns],
+            "missing_columns": self.missing,
+            "judges": self.judges,
+            "methods": methods,
+            "compared_with_first": paired,
+        }
+
+
+def missing_columns(missing: Sequence[Missing]) -> dict[str, str]:
+    return {name: item.reason for item in missing for name in item.columns}
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """scores.json and the tables into `out`; the first table and a summary to the terminal."""
+    write_json(out / FILE, strict_json(evaluation.as_dict()))
+    tables, ours = paper_tables(), evaluation.our_rows()
+    write_tables(dict.fromkeys(TABLES[evaluation.benchmark], ours), out)
+    print(text_table(tables[TABLES[evaluation.benchmark][0]], ours))
+    for method in evaluation.methods:
+        found = evaluation.means(method)
+        left_out = ", ".join(f"{name} {mean.excluded}" for name, mean in found.items() if mean.excluded)
+        if left_out:
+            print(f"{method.method}: left out of the means as undefined: {left_out}")
+    if len(evaluation.methods) > 1:
+        print(paired_table(evaluation))
+    print(f"{len(evaluation.methods[0].rows)} pictures, protocol {evaluation.protocol}; all numbers: {out / FILE}")
+
+
+def paired_table(evaluation: Evaluation) -> str:
+    """Differences to the first method with 95 % intervals, as text."""
+    first = evaluation.methods[0].method
+    lines = [f"picture by picture against {first}: mean difference [95 % interval], better / worse pictures, p"]
+    for name, columns in evaluation.paired().items():
+        for column, found in columns.items():
+            gap = found.difference
+            lines.append(
+                f"  {name:<20} {column:<12} {gap.mean:+9.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
+                f"  {found.wins} / {found.losses}  p={found.p:.3f}"
+            )
+    return "\n".join(lines)
+
+
+def load_evaluation(path: str | Path) -> Evaluation:
+    """From scores.json or the folder that holds it. Raises BenchmarkError."""
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text())
+        columns = [Column(**column) for column in raw["columns"]]
+        names = {column.name for column in columns}
+        methods = [
+            MethodScores(
+                name,
+                entry["results"],
+                [
+                    {key: _number(value) if key in names else value for key, value in row.items()}
+                    for row in entry["rows"]
+                ],
+                entry["groups"],
+                {key: _number(value) for key, value in entry["whole"].items()},
+                entry["why_not"],
+                entry["generated_with"],
+            )
+            for name, entry in raw["methods"].items()
+        ]
+        return Evaluation(
+            raw["benchmark"],
+            raw["protocol"],
+            raw["root"],
+            columns,
+            methods,
+            raw["missing_columns"],
+            raw["judges"],
+        )
+    except FileNotFoundError:
+        raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchmarkError(f"{file}: not a scores.json of this version ({error!r}); score the folder again") from None
+
+
+def _number(value: Any) -> float:
+    """As `strict_json` wrote it."""
+    return math.nan if value is None else float(value)

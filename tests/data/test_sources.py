@@ -1,0 +1,155 @@
+"""Rows of the public schemas become pairs, with EditAR's wording or the data set's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photos
+
+from editar.config import ConfigError, DataConfig, SourceConfig, TrainConfig
+from editar.data.sample import BadRow, Texts, finish
+from editar.data.sources import Source, label_palette, open_sources, pipe_texts
+from editar.data.tables import DataError
+from editar.runtime.entry import load_config
+from tests.helpers import miniature
+
+VLM, CLASS, REF = "Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset"
+
+
+def config(*overrides: str) -> TrainConfig:
+    return load_config(TrainConfig, "train", ["output_dir=unused", *overrides])
+
+
+def test_every_source_of_the_paper_reads_its_real_schema(five_sources: dict[str, Path]) -> None:
+    cfg = config("experiment=editar_xl", *paths(five_sources), "data.heldout_samples=5")
+    sources = open_sources(cfg.data)
+    assert list(sources) == ["multigen_depth", "multigen_canny", "cocostuff", "pipe", "seed_unsplash"]
+    for name, source in sources.items():
+        pair = source.pair(0)
+        first, second = finish(pair, 64)
+        assert first.shape == second.shape == (64, 64, 3)
+        assert pair.task == name and pair.id == f"{name}/0"
+        assert all(pair.texts.forward)
+    depth, canny = (sources[name].pair(3) for name in ("multigen_depth", "multigen_canny"))
+    assert depth.texts.forward[0].startswith("Given the depth image, generate an image following the description: ")
+    assert canny.texts.forward[0].startswith("Given the canny edge image, ")
+    assert np.array_equal(np.asarray(depth.target), np.asarray(canny.target))
+    assert set(np.unique(finish(canny, 64)[0])) <= {0, 255}
+
+
+def paths(folders: dict[str, Path]) -> list[str]:
+    return [f"data.sources.{name}.path={folder}" for name, folder in folders.items()]
+
+
+def test_pipe_as_editar_reads_it() -> None:
+    row = {VLM: "Add a cat", CLASS: "add cat", REF: ""}
+    exact = SourceConfig("pipe", wording="editar", empty="keep", removal="editar", backward=0.5)
+    assert pipe_texts(row, exact) == Texts(("Add a cat",), ("Remove a cat",), 0.5)
+    assert pipe_texts({**row, VLM: ""}, exact) == Texts(("",), ("Remove ",), 0.5)
+    assert pipe_texts({**row, VLM: "Put 2 cats"}, exact).backward == ("Remove 2 cats",)
+
+
+def test_pipe_guards_empty_texts_and_odd_removals() -> None:
+    row = {VLM: "", CLASS: "Add cat", REF: None}
+    assert pipe_texts(row, SourceConfig("pipe")).forward == ("Add cat",)
+    with pytest.raises(BadRow, match=f"{VLM} is empty"):
+        pipe_texts(row, SourceConfig("pipe", empty="drop"))
+    with pytest.raises(BadRow, match="every instruction column is empty"):
+        pipe_texts({VLM: "", CLASS: "", REF: ""}, SourceConfig("pipe"))
+    assert pipe_texts({VLM: "Insert 2 birds"}, SourceConfig("pipe")).backward == ()
+
+
+def test_pipe_as_its_authors_read_it() -> None:
+    row = {VLM: "Add a cat", CLASS: "", REF: "add the cat", "object_location": "the top left"}
+    texts = pipe_texts(row, SourceConfig("pipe", wording="official"))
+    assert sorted(set(texts.forward)) == sorted(
+        ["Add a cat", "Add a cat at the top left", "add the cat", "add the cat at the top left"]
+    )
+    assert sum(text.endswith("left") for text in texts.forward) / len(texts.forward) == 0.25
+
+
+def test_direction_and_wording_come_from_the_draw() -> None:
+    texts = Texts(("a", "b"), ("c",), 0.5)
+    assert [texts.choose(0.7, w) for w in (0.0, 0.49, 0.5, 0.999)] == [
+        (False, "a"), (False, "a"), (False, "b"), (False, "b"),
+    ]  # fmt: skip
+    assert texts.choose(0.2, 0.9) == (True, "c")
+    assert Texts(("a",), (), 1.0).choose(0.0, 0.0) == (False, "a")
+
+
+def test_label_colours_are_distinct_and_never_black() -> None:
+    palette = label_palette()
+    assert len({tuple(colour) for colour in palette.tolist()}) == 171
+    assert palette.any(axis=1).all()
+
+
+def test_cocostuff_from_labels(five_sources: dict[str, Path]) -> None:
+    overrides = [*paths(five_sources), "data.heldout_samples=5", "data.sources.cocostuff.condition=labels"]
+    source = open_sources(config("experiment=editar_xl", *overrides).data)["cocostuff"]
+    colours = np.unique(np.asarray(source.pair(0).source).reshape(-1, 3), axis=0)
+    allowed = {(0, 0, 0), *map(tuple, label_palette().tolist())}
+    assert {tuple(colour) for colour in colours.tolist()} <= allowed
+
+
+def test_a_missing_source_is_named_with_the_way_out(five_sources: dict[str, Path]) -> None:
+    folders = {**five_sources, "pipe": Path("nowhere/pipe")}
+    with pytest.raises(DataError, match=r"data\.sources\.pipe: .*nowhere/pipe.*~data\.sources\.pipe"):
+        open_sources(config("experiment=editar_xl", *paths(folders), "data.heldout_samples=5").data)
+    left = [item for item in paths(five_sources) if "pipe" not in item]
+    cfg = config("experiment=editar_xl", *left, "~data.sources.pipe", "data.heldout_samples=4")
+    assert "pipe" not in open_sources(cfg.data)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sources.pipe.wording=poem", "data.sources.pipe.wording=poem is not one of editar, official"),
+        ("data.sources.pipe.weight=0", "weight=0 must be positive; drop a source with ~data.sources.pipe"),
+        ("data.sources.pipe.path=null", "data.sources.pipe.path is null"),
+        ("data.sources.pipe.colour=red", "unknown key"),
+        ("data.sources.cocostuff.prompt=draw", "needs the place of the row's text"),
+        ("data.build_cache=true", "needs data.cache=FOLDER"),
+    ],
+)
+def test_wrong_settings(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("experiment=editar_xl", override)
+
+
+def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
+    for name, picture in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
+        Image.fromarray(picture).save(tmp_path / name)
+    lines = [{"source": "cat.png", "target": "coffee.jpg", "instruction": "make it coffee", "by": "me"}] * 3
+    lines[1] = {**lines[1], "target": "gone.png"}
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    data = config("data=folder", f"data.sources.folder.path={tmp_path}", "data.heldout_samples=1").data
+    source = open_sources(data)["folder"]
+    assert len(source) == 2
+    assert source.pair(0).texts.forward == ("make it coffee",)
+    with pytest.raises(BadRow, match="target holds no image bytes"):
+        source.pair(1)
+    (tmp_path / "pairs.jsonl").write_text('{"source": "cat.png"}')
+    with pytest.raises(DataError, match=r"line 1: target, instruction missing or not text"):
+        Source("folder", data.sources["folder"], data)
+
+
+def test_too_few_rows_for_the_held_out_part(tmp_path: Path) -> None:
+    folder = miniature.write_pipe(tmp_path / "pipe", 4)
+    data = DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=4)
+    with pytest.raises(DataError, match=r"has 4 rows and 4 of them are held out; lower data\.heldout_samples"):
+        open_sources(data)
+
+
+@pytest.mark.parametrize(("kind", "structs"), [("seed_unsplash", False), ("multigen_depth", True)])
+def test_folders_repacked_by_editar_are_read_as_they_are(kind: str, structs: bool, tmp_path: Path) -> None:
+    """`save_to_disk` folders with raw bytes or undecoded image structs, without preparation."""
+    folder = miniature.write_repack(tmp_path / "repack", 6, structs=structs, corrupt=(1,))
+    data = DataConfig(sources={kind: SourceConfig(kind, path=str(folder))}, heldout_samples=1)
+    source = open_sources(data)[kind]
+    assert [size.shape for size in finish(source.pair(0), 64)] == [(64, 64, 3)] * 2
+    with pytest.raises(BadRow, match="not a readable image"):
+        source.pair(1)

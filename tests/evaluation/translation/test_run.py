@@ -1,0 +1,189 @@
+"""Table 2 through `editar.eval`: make pictures, score them with judges of toy size, print the row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from editar.config import EvalConfig
+from editar.evaluation.nano.export import PROMPTS, export_translation
+from editar.evaluation.run import evaluate
+from editar.evaluation.translation.networks import HubSegmenter
+from editar.evaluation.translation.protocol import PROTOCOLS, depth_map, depth_rmse
+from editar.evaluation.translation.run import Cases
+from editar.images import ImageError
+from editar.metrics.fid import FidStatistics
+from editar.metrics.pictures import BenchmarkError
+from editar.runtime.entry import load_config
+from editar.runtime.files import DataError, checksum
+from editar.tables.scores import load_evaluation
+from tests.helpers.tiny_networks import write_depth_judge, write_hub_segmenter, write_inception
+
+ROWS = 3
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {name: export_translation(name, folder / name, ROWS) for name in PROMPTS}
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    return [
+        f"judges.depth={write_depth_judge(folder / 'depth')}",
+        f"judges.segmenter={write_hub_segmenter(folder / 'segmenter')}",
+        f"judges.inception={write_inception(folder)}",
+    ]
+
+
+def config(root: Path, out: Path, *overrides: str) -> EvalConfig:
+    base = [f"output_dir={out}", f"benchmark={root.name}", f"root={root}", "num_workers=0"]
+    return load_config(EvalConfig, "eval", [*base, *overrides])
+
+
+def photographs(root: Path, out: Path, protocol: str = "editar") -> Path:
+    """The real pictures as somebody's results: the best there can be."""
+    cases = Cases(config(root, out, "stage=score", f"protocol={protocol}"))
+    for group in cases.groups():
+        for index, name in enumerate(group):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(cases[index].image).save(out / f"{name}.png")
+    return out
+
+
+def test_edges_of_the_photographs_themselves_are_perfect(
+    roots: dict[str, Path], judges: list[str], tmp_path: Path
+) -> None:
+    results = photographs(roots["canny"], tmp_path / "photos")
+    options = ["stage=score", f"results={results}", "method=photographs", *judges]
+    evaluate(config(roots["canny"], tmp_path / "out", *options))
+    scores = load_evaluation(tmp_path / "out")
+    means = scores.means(scores.methods[0])
+    assert means["canny_ms_ssim"].mean == pytest.approx(100)
+    assert means["canny_f1"].mean == pytest.approx(100)
+    assert means["canny_fid"].mean == pytest.approx(0, abs=1e-3)
+    assert np.isnan(means["canny_fid"].low)  # one number of all pictures has no interval
+    assert FidStatistics.load(roots["canny"] / "fid_canny_crop_3.npz").count == ROWS
+    assert scores.methods[0].why_not == ["3 prompts instead of 5000"]
+    text = (tmp_path / "out" / "table2.txt").read_text()
+    assert "photographs *" in text and "EditAR without distillation" not in text
+    thumbnail = Path(scores.methods[0].rows[0]["source"])
+    assert Image.open(thumbnail).size == (192, 192)
+    drawn = thumbnail.read_bytes()
+    Image.new("RGB", (192, 192)).save(thumbnail)  # as another root would have left it
+    evaluate(config(roots["canny"], tmp_path / "out", *options))
+    assert thumbnail.read_bytes() == drawn
+
+
+def test_a_table_in_one_file_keeps_its_statistics_beside_it(
+    roots: dict[str, Path], judges: list[str], tmp_path: Path
+) -> None:
+    results, file = photographs(roots["canny"], tmp_path / "photos"), tmp_path / "set" / "canny.parquet"
+    file.parent.mkdir()
+    shutil.copy(next(roots["canny"].rglob("*.parquet")), file)
+    options = ["benchmark=canny", f"results={results}", judges[2], "stage=score"]
+    evaluate(config(file, tmp_path / "out", *options))
+    cache = file.with_name("canny_fid_canny_crop_3.npz")
+    assert FidStatistics.load(cache).count == ROWS
+    cache.write_bytes(b"damaged")
+    with pytest.raises(BenchmarkError, match="not a file of FID statistics"):  # before any picture is scored
+        evaluate(config(file, tmp_path / "late", *options))
+    assert not (tmp_path / "late").exists()
+
+
+def test_depth_rows_are_the_judges(roots: dict[str, Path], judges: list[str], tmp_path: Path) -> None:
+    from editar.evaluation.translation.networks import DepthJudge
+
+    results = photographs(roots["depth"], tmp_path / "photos")
+    options = ["stage=score", f"results={results}", "judges.inception=null", judges[0], "score_batch=2"]
+    evaluate(config(roots["depth"], tmp_path / "out", *options))
+    scores = load_evaluation(tmp_path / "out")
+    judge = DepthJudge.load(judges[0].partition("=")[2], torch.device("cpu"))
+    cases = Cases(config(roots["depth"], tmp_path / "x", "stage=score"))
+    for index, row in enumerate(scores.methods[0].rows):
+        predicted = depth_map(judge(cases[index].image[None])[0], PROTOCOLS["editar"].depth)
+        assert row["depth_rmse"] == pytest.approx(depth_rmse(predicted[None], cases[index].label[None])[0], rel=1e-4)
+        assert row["instruction"] == cases[index].caption
+    assert scores.missing == {"depth_fid": "judges.inception is null"}
+    folder = Path(judges[0].partition("=")[2])
+    assert scores.judges == {"depth": {"source": str(folder), "sha256": checksum(folder / "model.safetensors")}}
+
+
+def test_a_segmenter_that_agrees_scores_all(
+    roots: dict[str, Path], judges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels come from the segmenter itself, so mIoU must be 1 whatever the network says."""
+    results = photographs(roots["cocostuff"], tmp_path / "photos")
+    options = ["stage=score", f"results={results}", "judges.inception=null", judges[1]]
+    segmenter = HubSegmenter.load(judges[1].partition("=")[2], torch.device("cpu"))
+    read = Cases.__getitem__
+
+    def agreed(cases: Cases, index: int) -> Any:
+        case = read(cases, index)
+        object.__setattr__(case, "label", segmenter(case.image[None])[0])
+        return case
+
+    monkeypatch.setattr(Cases, "__getitem__", agreed)
+    evaluate(config(roots["cocostuff"], tmp_path / "out", *options))
+    scores = load_evaluation(tmp_path / "out")
+    means = scores.means(scores.methods[0])
+    assert means["cocostuff_miou"].mean == pytest.approx(100)
+    assert means["cocostuff_accuracy"].mean == pytest.approx(100)
+    assert "another segmenter" in "; ".join(scores.methods[0].why_not)
+
+
+def test_four_pictures_of_each_prompt(
+    roots: dict[str, Path], judges: list[str], tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = [
+        "protocol=controlnet++",
+        "rows=2",
+        f"checkpoint={tiny_run}",
+        judges[2],
+        "fid_statistics=" + str(tmp_path / "f.npz"),
+    ]
+    evaluate(config(roots["canny"], out, *options))
+    files = sorted(str(file.relative_to(out / "images")) for file in (out / "images").rglob("*.png"))
+    assert files == sorted(f"group_{group}/{row}.png" for group in range(4) for row in range(2))
+    draws = [np.asarray(Image.open(out / "images" / f"group_{group}" / "0.png")) for group in range(4)]
+    assert not np.array_equal(draws[0], draws[1])  # each draw has random numbers of its own
+    instructions = json.loads((out / "manifest.json").read_text())["instructions"]
+    wording = "Given the canny edge image, generate an image following the description: a "
+    assert instructions["group_3/1"].startswith(wording)
+    scores = load_evaluation(out)
+    assert len(scores.methods[0].rows) == 2
+    reasons = scores.methods[0].why_not
+    assert reasons[:2] == ["2 prompts instead of 5000", "protocol controlnet++, the paper's rows follow `editar`"]
+    assert scores.methods[0].whole["canny_fid"] > 0
+    assert FidStatistics.load(tmp_path / "f.npz").count == 2
+
+
+def test_what_cannot_be_scored(roots: dict[str, Path], tmp_path: Path) -> None:
+    results = photographs(roots["canny"], tmp_path / "photos")
+    options = ["stage=score", f"results={results}", "judges.inception=null"]
+    with pytest.raises(DataError, match="no column control_depth"):
+        evaluate(config(roots["canny"], tmp_path / "a", *options, "benchmark=depth"))
+    with pytest.raises(BenchmarkError, match=r"12 of 12 results are missing, first group_0/0.png"):
+        evaluate(config(roots["canny"], tmp_path / "b", *options, "protocol=controlnet++"))
+    Image.new("RGB", (256, 256)).save(results / "1.png")
+    with pytest.raises(BenchmarkError, match="256x256, this benchmark is scored at 512x512"):
+        evaluate(config(roots["canny"], tmp_path / "c", *options))
+    whole = (results / "0.png").read_bytes()
+    (results / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"1.png: not a readable image .*") as caught:
+        evaluate(config(roots["canny"], tmp_path / "c", *options, "num_workers=1"))
+    assert "\n" not in str(caught.value)
+    (results / "1.png").unlink()
+    with pytest.raises(BenchmarkError, match=r"1 of 3 results are missing, first 1.png"):
+        evaluate(config(roots["canny"], tmp_path / "d", *options))

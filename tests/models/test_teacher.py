@@ -1,0 +1,125 @@
+"""Frozen teachers through files in the format of the hub, with the processors of the real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+
+from editar.config import TeacherConfig
+from editar.images import to_uint8
+from editar.models.teacher import HogTeacher, build_teacher
+
+CPU = torch.device("cpu")
+# preprocessor_config.json as published with facebook/dinov2-base and openai/clip-vit-base-patch16
+PROCESSORS = {
+    "dinov2": {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "rescale_factor": 1 / 255,
+    },
+    "clip": {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 224},
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}
+COMMON = {
+    "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+    "resample": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["dinov2", "clip"])
+def saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, torch.nn.Module]:
+    """Name, folder and raw model of a small random vision transformer."""
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp(request.param)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if request.param == "dinov2":
+        model: torch.nn.Module = Dinov2Model(Dinov2Config(**shape, patch_size=14, image_size=518))
+    else:
+        model = CLIPVisionModel(CLIPVisionConfig(**shape, intermediate_size=32, patch_size=16, image_size=224))
+    model.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "preprocessor_config.json").write_text(json.dumps(COMMON | PROCESSORS[request.param]))
+    return request.param, folder, model.eval()
+
+
+def pictures(size: int) -> torch.Tensor:
+    """Two smooth pictures in [-1, 1]."""
+    coarse = torch.rand(2, 3, 8, 8) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(-1, 1)
+
+
+def by_hand(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Resize, centre crop and normalise without the processor -> (B, 3, 224, 224)."""
+    from torchvision.transforms.v2 import functional as tv
+
+    spec = PROCESSORS[name]
+    short = spec["size"]["shortest_edge"]  # type: ignore[index]
+    pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+    resized = tv.resize(pixels, [short, short], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    cropped = tv.center_crop(resized, [224, 224]).float() / 255
+    return tv.normalize(cropped, spec["image_mean"], spec["image_std"])  # type: ignore[arg-type]
+
+
+def test_features_are_the_raw_models_patches(saved: tuple[str, Path, torch.nn.Module]) -> None:
+    name, folder, model = saved
+    teacher = build_teacher(TeacherConfig(name=name, weights=str(folder), dim=16), CPU, grid=16)
+    assert teacher is not None
+    images = pictures(512)
+    features = teacher(images)
+    side = 16 if name == "dinov2" else 14
+    assert features.shape == (2, side * side, 16) and features.dtype == torch.float32
+    assert not features.requires_grad
+    with torch.no_grad():
+        raw = model(pixel_values=by_hand(images, name)).last_hidden_state
+    assert raw.shape[1] == side * side + 1  # the class token comes first and is dropped
+    # Resampling in 8 bits differs by at most one grey level between backends.
+    torch.testing.assert_close(features, raw[:, 1:], rtol=0, atol=0.05)
+    correlation = torch.corrcoef(torch.stack([features.flatten(), raw[:, 1:].flatten()]))[0, 1]
+    assert correlation > 0.9999
+    assert (features - raw[:, :-1]).abs().mean() > 10 * (features - raw[:, 1:]).abs().mean()
+
+
+def test_same_features_as_the_raw_processor_and_model(saved: tuple[str, Path, torch.nn.Module]) -> None:
+    from transformers import AutoImageProcessor
+
+    name, folder, model = saved
+    teacher = build_teacher(TeacherConfig(name=name, weights=str(folder), dim=16), CPU, grid=16)
+    assert teacher is not None
+    images = pictures(512)
+    pixels = AutoImageProcessor.from_pretrained(folder)(list(to_uint8(images)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (2, 3, 224, 224)
+    with torch.no_grad():
+        raw = model(pixel_values=pixels).last_hidden_state[:, 1:]
+    torch.testing.assert_close(teacher(images), raw, rtol=0, atol=1e-5)
+
+
+def test_dinov2_sees_a_crop_and_clip_sees_all(saved: tuple[str, Path, torch.nn.Module]) -> None:
+    name, folder, _ = saved
+    teacher = build_teacher(TeacherConfig(name=name, weights=str(folder), dim=16), CPU, grid=16)
+    assert teacher is not None
+    images = pictures(512)
+    other = images.clone()
+    other[:, :, :24] = 1  # within the (256 - 224) / 2 / 256 * 512 = 32 rows that the crop drops
+    assert torch.allclose(teacher(images), teacher(other), atol=1e-6) == (name == "dinov2")
+
+
+def test_none_and_hog() -> None:
+    assert build_teacher(TeacherConfig(name="none"), CPU, 4) is None
+    teacher = build_teacher(TeacherConfig(name="hog", dim=11), CPU, 4)
+    assert isinstance(teacher, HogTeacher)
+    features = teacher(pictures(64))
+    assert features.shape == (2, 16, HogTeacher.DIM) and features.dtype == torch.float32
+    assert torch.isfinite(features).all()

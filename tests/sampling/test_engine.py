@@ -1,0 +1,272 @@
+"""The engine equals the plain loop: the same codes under every setting, in every grouping."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+
+from editar.config import ConfigError, GPTConfig, RopeConfig, SamplingConfig
+from editar.models.gpt import GPT
+from editar.sampling.decode import SampleSeeds, generate
+from editar.sampling.engine import Engine, known_runs
+from editar.sampling.stats import copy_bandwidth
+
+ROPES = {
+    "editar": RopeConfig(),
+    "identity": RopeConfig(text="identity"),
+    "shared": RopeConfig("shared", "identity", "output", True, 50.0),
+    "zero_output": RopeConfig("quadrants", "zero", "output"),
+}
+SETTINGS = {
+    "greedy": SamplingConfig(cfg_scale=3.0, greedy=True),
+    "greedy, no guidance": SamplingConfig(cfg_scale=1.0, greedy=True),
+    "drawn": SamplingConfig(cfg_scale=2.5, top_k=20, top_p=0.9, temperature=0.8, seed=3),
+    "drawn, no guidance": SamplingConfig(cfg_scale=1.0, top_k=0, top_p=0.7),
+    "guided start": SamplingConfig(cfg_scale=4.0, cfg_interval=2, top_k=10),
+}
+
+
+def small_gpt(rope: str = "editar", kv_heads: int | None = None) -> GPT:
+    torch.manual_seed(1)
+    cfg = GPTConfig(
+        dim=32, n_layer=2, n_head=4, n_kv_head=kv_heads, multiple_of=16, vocab_size=40, grid=4, text_tokens=5,
+        text_dim=8, null_text_rows=5, teacher_dim=None, rope=ROPES[rope],
+    )  # fmt: skip
+    model = GPT(cfg).eval()
+    for parameter in model.parameters():  # as large as trained ones, so that each part matters
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    return model
+
+
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
+    return small_gpt()
+
+
+def conditions(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(40, (images, 16), generator=generator), torch.randn(images, 5, 8, generator=generator)
+
+
+def seeds(cfg: SamplingConfig, count: int) -> SampleSeeds | None:
+    return None if cfg.greedy else SampleSeeds(cfg.seed, [f"s{i}" for i in range(count)])
+
+
+def both(model: GPT, images: int, cfg: SamplingConfig, **given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    source, text = conditions(images)
+    fast = Engine(model).generate(source, text, cfg, seeds(cfg, images), **given)
+    return fast, generate(model, source, text, cfg, seeds(cfg, images), **given)
+
+
+@pytest.mark.parametrize("images", [1, 3, 8])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_codes_are_those_of_the_plain_loop(gpt: GPT, settings: str, images: int) -> None:
+    fast, plain = both(gpt, images, SETTINGS[settings])
+    assert torch.equal(fast, plain)
+    assert len(set(fast[0].tolist())) > 3  # a stuck model would agree for nothing
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_positional_design(rope: str, kv_heads: int | None) -> None:
+    for name in ("greedy", "drawn"):
+        fast, plain = both(small_gpt(rope, kv_heads), 3, SETTINGS[name])
+        assert torch.equal(fast, plain)
+
+
+def test_dropped_source_images(gpt: GPT) -> None:
+    fast, plain = both(gpt, 3, SETTINGS["greedy"], drop_image=torch.tensor([True, False, True]))
+    assert torch.equal(fast, plain)
+    assert not torch.equal(fast, both(gpt, 3, SETTINGS["greedy"])[0])
+
+
+@pytest.mark.parametrize("settings", ["drawn", "drawn, no guidance"])
+def test_samples_of_one_image_share_its_prefix(gpt: GPT, settings: str) -> None:
+    """Two images, three samples each, against six separate images."""
+    cfg = SETTINGS[settings]
+    source, text = conditions(2)
+    fast = Engine(gpt).generate(source, text, cfg, seeds(cfg, 6), samples=3)
+    plain = generate(gpt, source.repeat_interleave(3, 0), text.repeat_interleave(3, 0), cfg, seeds(cfg, 6))
+    assert torch.equal(fast, plain)
+    assert not torch.equal(fast[0], fast[1])
+
+
+GIVEN = {
+    "nothing": "................",
+    "begin": "xxxxx...........",
+    "end": "......xxxxxxxxxx",
+    "holes": "xx..xxxx.x.xxxx.",
+    "one": "x...x...x...x...",
+    "everything": "xxxxxxxxxxxxxxxx",
+}
+
+
+@pytest.mark.parametrize("pattern", GIVEN)
+@pytest.mark.parametrize("settings", ["greedy", "drawn"])
+def test_given_codes(gpt: GPT, settings: str, pattern: str) -> None:
+    source, _ = conditions(3)
+    given = torch.tensor([letter == "x" for letter in GIVEN[pattern]])
+    forced = torch.where(given, source, -1)
+    fast, plain = both(gpt, 3, SETTINGS[settings], forced=forced)
+    assert torch.equal(fast, plain)
+    assert torch.equal(fast[:, given], source[:, given])
+
+
+def test_given_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
+    source, _ = conditions(3)
+    forced = source.clone()
+    for image in range(3):
+        forced[image, 4 * image : 4 * image + 6] = -1
+    fast, plain = both(gpt, 3, SETTINGS["drawn"], forced=forced)
+    assert torch.equal(fast, plain)
+    assert known_runs(forced, 16) == [(14, 16)]
+
+
+def test_long_given_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editar.sampling.engine.LONGEST_READ", 3)
+    source, _ = conditions(1)
+    forced = torch.where(torch.arange(16) < 13, source, -1)
+    fast, plain = both(gpt, 1, SETTINGS["greedy"], forced=forced)
+    assert torch.equal(fast, plain)
+
+
+def test_the_second_call_allocates_nothing_and_prepares_nothing(gpt: GPT) -> None:
+    engine, cfg = Engine(gpt), SETTINGS["drawn"]
+    source, text = conditions(3)
+    first = engine.generate(source, text, cfg, seeds(cfg, 3))
+    session = engine._session
+    for _ in range(20):
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), first)
+        assert engine._session is session
+    other = replace(cfg, cfg_scale=1.5, temperature=0.3, seed=9, batch_size=2)
+    assert torch.equal(
+        engine.generate(source, text, other, seeds(other, 3)), generate(gpt, source, text, other, seeds(other, 3))
+    )
+    assert engine._session is session  # neither scale, temperature nor seed needs other buffers
+    gc.collect()
+    before = live_tensors()
+    for _ in range(3):
+        engine.generate(source, text, cfg, seeds(cfg, 3))
+    gc.collect()
+    assert live_tensors() == before
+
+
+def live_tensors() -> int:
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+
+def test_another_shape_or_setting_replaces_the_buffers(gpt: GPT) -> None:
+    engine = Engine(gpt)
+    for images, name in ((1, "drawn"), (3, "drawn"), (3, "greedy"), (1, "drawn")):
+        source, text = conditions(images)
+        cfg = SETTINGS[name]
+        plain = generate(gpt, source, text, cfg, seeds(cfg, images))
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, images)), plain)
+
+
+def test_weights_that_change_are_noticed() -> None:
+    """Packed copies of the weights would go on answering for the old model."""
+    model = small_gpt()
+    engine, cfg = Engine(model), SETTINGS["greedy"]
+    source, text = conditions(2)
+    before = engine.generate(source, text, cfg)
+    with torch.no_grad():
+        model.layers[0].feed_forward.w2.weight.mul_(-1)
+    after = engine.generate(source, text, cfg)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, generate(model, source, text, cfg))
+
+
+def test_progress_and_numbers_count_every_code(gpt: GPT) -> None:
+    engine, counted = Engine(gpt), []
+    source, text = conditions(2)
+    forced = torch.where(torch.arange(16) < 10, source, -1)
+    engine.generate(source, text, SETTINGS["greedy"], forced=forced, progress=counted.append)
+    assert sum(counted) == 2 * 16
+    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)  # none of them from the prefill
+    assert engine.numbers.bytes > 0 and engine.numbers.ms_per_token > 0
+    total = engine.numbers + engine.numbers
+    assert (total.images, total.steps) == (4, 12)
+    assert "ms a token" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
+
+
+def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
+    with pytest.raises(ValueError, match="needs seeds"):
+        Engine(gpt).generate(*conditions(1), SamplingConfig())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_the_same_codes(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editar.sampling.engine.BUCKETS", 2)
+    engine, cfg = Engine(gpt, compile=True), SETTINGS["drawn"]
+    source, text = conditions(3)
+    plain = generate(gpt, source, text, cfg, seeds(cfg, 3))
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+    # A bucket's graph serves both blocks; torch 2.6 makes one for each.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert compiled == 2 or torch.__version__.startswith("2.6")
+    # Another scale, temperature and seed need nothing new.
+    other = replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
+    plain = generate(gpt, source, text, other, seeds(other, 3))
+    assert torch.equal(engine.generate(source, text, other, seeds(other, 3)), plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    source, text = conditions(1)
+    plain = generate(gpt, source, text, SETTINGS["greedy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", broken_compiler)
+        for _ in range(2):
+            assert torch.equal(Engine(gpt, compile=True).generate(source, text, SETTINGS["greedy"]), plain)
+    assert capsys.readouterr().err.count("torch.compile failed (no compiler here)") == 1
+
+
+def broken_compiler(function: object, **options: object) -> None:
+    raise RuntimeError("no compiler here")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
+@pytest.mark.parametrize("compile", [None, False])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
+    """The captured step against the plain loop on the GPU, twice: the second call captures nothing."""
+    model, cfg = small_gpt().cuda(), SETTINGS[settings]
+    source, text = (values.cuda() for values in conditions(3))
+    engine = Engine(model, compile)
+    plain = generate(model, source, text, cfg, seeds(cfg, 3))
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+    prepared = dict(engine._steps)
+    assert bool(prepared) == (compile is None)
+    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+    assert engine._steps == prepared
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="measures GPU memory")
+def test_gpu_memory_does_not_grow() -> None:
+    model, cfg = small_gpt().cuda(), SETTINGS["drawn"]
+    source, text = (values.cuda() for values in conditions(3))
+    engine = Engine(model)
+    engine.generate(source, text, cfg, seeds(cfg, 3))
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        engine.generate(source, text, cfg, seeds(cfg, 3))
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_int8_weights_stay_near_the_exact_ones() -> None:
+    """Most choices of a prefix's first codes survive rounding; what cannot be had is named."""
+    model = small_gpt()
+    source, text = conditions(8)
+    exact = Engine(model).generate(source, text, SETTINGS["greedy"])
+    rounded = Engine(model, int8=True).generate(source, text, SETTINGS["greedy"])
+    assert (exact[:, 0] == rounded[:, 0]).float().mean() >= 0.75
+    with pytest.raises(ConfigError, match="int8=true needs a float32 model on a CPU, not compiled"):
+        Engine(model.bfloat16(), int8=True).generate(source, text.bfloat16(), SETTINGS["greedy"])

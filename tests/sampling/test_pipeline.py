@@ -1,0 +1,159 @@
+"""From a run folder to edited pictures: the pipeline, `editar.edit` and `editar.eval`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from editar.config import ConfigError, EditConfig, EvalConfig
+from editar.data.nano.world import NanoWorld
+from editar.edit import edit
+from editar.evaluation.nano.run import evaluate_nano
+from editar.runtime.entry import load_config
+from editar.runtime.files import CheckpointError
+from editar.sampling.pipeline import EditPipeline
+from tests.helpers.tiny import run_module
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_run: Path) -> EditPipeline:
+    return EditPipeline.from_pretrained(tiny_run)
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 90, 3), np.uint8))
+
+
+def test_python_interface(pipeline: EditPipeline) -> None:
+    edits = pipeline(picture(), "make the red circle blue", cfg_scale=2.0, seed=0, num_samples=3)
+    assert [image.size for image in edits] == [(64, 64)] * 3
+    assert len({image.tobytes() for image in edits}) == 3
+    again = pipeline(picture(), "make the red circle blue", cfg_scale=2.0, seed=0, num_samples=3)
+    assert [a.tobytes() for a in edits] == [b.tobytes() for b in again]
+    assert pipeline(picture(), "make the red circle blue", cfg_scale=2.0, seed=1)[0].tobytes() != edits[0].tobytes()
+
+
+def test_sampling_mistakes_are_named(pipeline: EditPipeline) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'cfgscale'"):
+        pipeline(picture(), "remove the star", cfgscale=2)
+    with pytest.raises(ConfigError, match=r"cfg_scale=0\.2 must be at least 1"):
+        pipeline(picture(), "remove the star", cfg_scale=0.2)
+    with pytest.raises(ConfigError, match="is empty"):
+        pipeline(picture(), "   ")
+
+
+def test_long_instructions_are_cut_with_a_warning(pipeline: EditPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline(picture(), "make the red circle blue " * 12)
+    pipeline(picture(), "make the red circle blue " * 12)
+    assert capsys.readouterr().err.count("has more than 24 tokens; the rest is ignored") == 1
+
+
+def test_results_do_not_depend_on_the_batch_size(pipeline: EditPipeline) -> None:
+    samples = [NanoWorld("heldout", 8)[i] for i in range(5)]
+    arguments = [s.source for s in samples], [s.instruction for s in samples], [s.id for s in samples]
+    pipeline.cfg.sampling.batch_size = 5
+    whole = pipeline.edit_arrays(*arguments)
+    pipeline.cfg.sampling.batch_size = 2
+    parts = pipeline.edit_arrays(*arguments)
+    for a, b in zip(whole, parts, strict=True):  # a rounding of the decoder may cross a truncation
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_bfloat16_gpt_edits_too(tiny_run: Path) -> None:
+    """What a GPU does by default; text embeddings and GPT may come in different precisions."""
+    half = EditPipeline.from_pretrained(tiny_run)
+    half.gpt.to(torch.bfloat16)
+    (result,) = half(picture(), "remove the red star")
+    assert result.size == (64, 64)
+    assert EditPipeline.from_pretrained(tiny_run, dtype="auto").gpt.output.weight.dtype == torch.float32  # a CPU
+    with pytest.raises(ConfigError, match="dtype=half is not one of float32, bfloat16, float16"):
+        EditPipeline.from_pretrained(tiny_run, dtype="half")
+
+
+def test_more_pictures_than_the_tokenizer_takes_at_once(pipeline: EditPipeline) -> None:
+    pictures = [NanoWorld("heldout", 16)[i].source for i in range(11)]
+    together = pipeline.decode(pipeline.encode(np.stack(pictures)))
+    assert together.shape == (11, 3, 64, 64)
+    alone = pipeline.decode(pipeline.encode(pictures[10][None]))
+    torch.testing.assert_close(together[10:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "tokenizer.safetensors"])
+def test_incomplete_checkpoints_are_named(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} not found"):
+        EditPipeline.from_pretrained(folder)
+
+
+def test_damaged_and_unfit_checkpoints_are_named(tiny_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("n_layer: 2", "n_layer: 3"))
+    with pytest.raises(CheckpointError, match=r"missing layers\.2\."):
+        EditPipeline.from_pretrained(folder)
+    (folder / "config.yaml").write_text(config)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        EditPipeline.from_pretrained(folder)
+
+
+def edit_config(tiny_run: Path, folder: Path, *more: str) -> EditConfig:
+    picture().save(folder / "photo.png")
+    base = [f"image={folder / 'photo.png'}", "instruction=remove the star", f"checkpoint={tiny_run}"]
+    return load_config(EditConfig, "edit", [*base, f"output={folder / 'out.png'}", *more])
+
+
+def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> None:
+    files = edit(edit_config(tiny_run, tmp_path, "num_samples=2", "+sampling.cfg_scale=1.5"))
+    assert [file.name for file in files] == ["out_0.png", "out_1.png", "out_side_by_side.png"]
+    assert Image.open(files[0]).size == (64, 64)
+    assert Image.open(files[2]).size == (3 * 64 + 2 * 4, 64)
+    with pytest.raises(ConfigError, match=r"exists; give another output=\.\.\. or overwrite=true"):
+        edit(edit_config(tiny_run, tmp_path, "num_samples=2"))
+    edit(edit_config(tiny_run, tmp_path, "num_samples=2", "overwrite=true"))
+
+
+def test_edit_entry_names_a_bad_image(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_text("<html>")
+    done = run_module(
+        "editar.edit",
+        f"image={tmp_path / 'page.png'}",
+        "instruction=x",
+        f"checkpoint={tiny_run}",
+        f"output={tmp_path / 'o.png'}",
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "page.png: not a readable image" in done.stderr
+
+
+def test_eval_scores_restarts_and_refuses_a_mix(tiny_run: Path, tmp_path: Path) -> None:
+    base = [f"checkpoint={tiny_run}", f"output_dir={tmp_path / 'eval'}", "samples=8"]
+    cfg = load_config(EvalConfig, "eval", base)
+    first = evaluate_nano(cfg)
+    assert first.overall.count == 8
+    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert metrics["protocol"] == "nano-v1"
+    assert len(metrics["rows"]) == 8
+    images = sorted((tmp_path / "eval/images").iterdir())
+    times = [image.stat().st_mtime_ns for image in images]
+    images[3].unlink()
+    again = evaluate_nano(cfg)
+    assert (again.tasks, again.mistakes) == (first.tasks, first.mistakes)
+    assert again.background_psnr == pytest.approx(first.background_psnr, abs=0.01)
+    after = [image.stat().st_mtime_ns for image in images]
+    assert [a == b for a, b in zip(times, after, strict=True)].count(False) == 1
+    with pytest.raises(ConfigError, match="holds results made with other sampling"):
+        evaluate_nano(load_config(EvalConfig, "eval", [*base, "+sampling.seed=5"]))
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"busy is in use and holds no manifest\.json"):
+        evaluate_nano(load_config(EvalConfig, "eval", [base[0], f"output_dir={tmp_path / 'busy'}", base[2]]))

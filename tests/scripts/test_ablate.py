@@ -1,0 +1,43 @@
+"""The ablation script: which runs a grid has, and a small one from training to the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from editar.config import ConfigError
+from scripts import ablate
+from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER
+
+
+def test_a_grid_is_every_combination_once() -> None:
+    runs = ablate.grid(["teacher=none,hog", "loss.distill_weight=0.1,0.5", "steps=3", "data.shape_counts=[1,2]"])
+    fixed = ["steps=3", "data.shape_counts=[1,2]"]
+    assert runs == {
+        "teacher_none": [*fixed, "teacher=none"],  # its weight would change nothing
+        "teacher_hog-distill_weight_0.1": [*fixed, "teacher=hog", "loss.distill_weight=0.1"],
+        "teacher_hog-distill_weight_0.5": [*fixed, "teacher=hog", "loss.distill_weight=0.5"],
+    }
+    with pytest.raises(ConfigError, match="no axis among steps=3"):
+        ablate.grid(["steps=3"])
+
+
+def test_mistakes_stop_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablate.main([str(tmp_path / "out"), "teacher=none,hogg"]) == 2
+    assert "hogg" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_are_trained_scored_and_put_on_one_page(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    out = tmp_path / "out"
+    tiny = [*TINY_TOKENIZER, *TINY_GPT, f"tokenizer.weights={tiny_tokenizer}", "steps=2", "eval_every=2"]
+    assert ablate.main([str(out), "teacher=none,hog", *tiny, "--eval", "samples=8"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "teacher_none", "teacher_hog", "scores", "codes_none", "codes_hog", "report.html",
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert "Ablation" in page and "teacher_none" in page and "teacher_hog" in page
+    for name in ("teacher_none", "teacher_hog"):
+        assert json.loads((out / "scores" / name / "metrics.json").read_text())["samples"] == 8

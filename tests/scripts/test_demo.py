@@ -1,0 +1,55 @@
+"""What `make demo` runs, at toy size, and the exported checkpoint it would ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from editar.runtime.files import load_weights
+from editar.sampling.pipeline import EditPipeline
+from scripts import demo, export_run
+from tests.helpers.tiny import ROOT
+
+
+def test_export_keeps_what_editing_needs(tiny_run: Path, tmp_path: Path) -> None:
+    export_run.export(tiny_run, tmp_path / "out")
+    state, original = load_weights(tmp_path / "out/model.safetensors"), load_weights(tiny_run / "model.safetensors")
+    assert all(value.dtype == torch.float16 for value in state.values())
+    assert all(torch.equal(state[key].float(), original[key].half().float()) for key in original)
+    assert "host" not in json.loads((tmp_path / "out/provenance.json").read_text())[0]
+    edits = EditPipeline.from_pretrained(tmp_path / "out")(Image.new("RGB", (64, 64)), "remove the red star")
+    assert edits[0].size == (64, 64)
+
+
+@pytest.mark.slow
+def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    arguments = ["--samples", "8", "--tokenizer-steps", "4", "--gpt-steps", "4", "--pie-samples", "2"]
+    demo.main(["--out", str(out), "--reference", str(tiny_run), *arguments])
+    report = (out / "report.html").read_text()
+    assert report.count("<img") >= 8 * 4
+    assert "http" not in report.replace("http-equiv", "")  # nothing is fetched when it is opened
+    assert Image.open(out / "grid.png").size[0] > 64
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"reference", "shuffled text", "with the mask", "tokenizer alone", "from scratch", "untrained"} <= metrics[
+        "systems"
+    ].keys()
+    assert metrics["systems"]["reference"]["overall"]["count"] == 8
+    assert set(metrics["guidance_sweep"]) == {"1.0", "1.5", "2.0", "3.0"}
+    scores = json.loads((out / "pie_bench" / "scores" / "scores.json").read_text())
+    assert (scores["protocol"], scores["methods"]["ours"]["pictures"]) == ("pnpinversion-v1", 2)
+
+
+def test_the_reference_checkpoint_is_whole_and_small() -> None:
+    """The first picture a newcomer sees: it must load, follow its instructions and stay below 15 MB."""
+    folder = ROOT / "reference/nano"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
+    bench = demo.Bench(96)
+    pipeline = EditPipeline.from_pretrained(folder)
+    _, summary = bench.score(pipeline, "reference")
+    _, shuffled = bench.score(pipeline, "shuffled", shuffle=True)
+    assert summary.overall.percent > shuffled.overall.percent + 10

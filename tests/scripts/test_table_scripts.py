@@ -1,0 +1,100 @@
+"""scripts/table1-3.sh and figure5-6.sh, from a checkpoint to the table and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from editar.config import EvalConfig
+from editar.evaluation.nano.export import PROMPTS, export_translation
+from editar.report.merge import load_scored
+from editar.runtime.entry import load_config
+from editar.runtime.files import load_weights, save_weights
+from tests.helpers.page import Page
+from tests.helpers.pie import GOLDEN
+from tests.helpers.tiny import ROOT
+
+QUICK = ["judges.structure=null", "judges.lpips=null", "judges.clip=null", "num_workers=0"]
+
+
+def run_script(name: str, *arguments: str, **environment: str) -> str:
+    settings = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run(
+        ["bash", f"scripts/{name}", *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_table_1_and_3(tiny_run: Path, tmp_path: Path) -> None:
+    """Our checkpoint, and a folder of somebody else's pictures; no baseline is run."""
+    folders = f"other={GOLDEN / 'output' / 'tiny-editor'}"
+    settings = {"CHECKPOINT": str(tiny_run), "DATA": str(GOLDEN / "data"), "OUT": str(tmp_path / "3")}
+    text = run_script("table3.sh", OVERRIDES=" ".join(QUICK), **settings, BASELINES="", FOLDERS=folders)
+    assert "MagicBrush" in text and "ours *" in text and "other *" in text
+    assert Page(tmp_path / "3" / "report.html").grids[0]["methods"] == ["ours", "other"]
+    settings["OUT"] = str(tmp_path / "1")
+    shutil.copytree(tmp_path / "3" / "ours" / "images", tmp_path / "1" / "images")
+    shutil.copy(tmp_path / "3" / "ours" / "manifest.json", tmp_path / "1")
+    text = run_script("table1.sh", *QUICK, **settings)  # goes on with the pictures that are there
+    assert "ours *" in text and "Pix2pix-zero" in text
+
+
+def test_baselines_of_table_3_compose(tmp_path: Path) -> None:
+    """The script's commands without their work: what it gives to the baselines fits them."""
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    python.chmod(0o755)
+    settings = {"CHECKPOINT": "ours", "DATA": "data", "OUT": str(tmp_path / "out"), "OVERRIDES": "judges.clip=null"}
+    run_script("table3.sh", "+sampling.cfg_scale=2", **settings, PYTHON=str(python), FOLDERS="mgie=pictures")
+    *calls, last = [line.split() for line in log.read_text().splitlines()]
+    assert all(call[:2] == ["-m", "editar.eval"] for call in calls)
+    runs = [load_config(EvalConfig, "eval", call[2:]) for call in calls]
+    assert [run.method for run in runs] == ["ours", "InstructPix2Pix", "MagicBrush", "mgie"]
+    assert [run.sampling for run in runs] == [{"cfg_scale": 2}, {}, {}, {}]
+    assert [run.baseline.pipeline for run in runs[1:3]] == ["instruct_pix2pix"] * 2
+    assert all(run.judges.clip is None for run in runs)
+    assert last[0] == "scripts/report.py" and last[1:5] == [run.output_dir for run in runs]
+
+
+def test_table_2(tiny_run: Path, tmp_path: Path) -> None:
+    roots = {name.upper(): str(export_translation(name, tmp_path / name, 2)) for name in PROMPTS}
+    judges = ["judges.depth=null", "judges.segmenter=null", "judges.inception=null", "num_workers=0"]
+    text = run_script("table2.sh", *judges, **roots, CHECKPOINT=str(tiny_run), OUT=str(tmp_path / "out"))
+    last = text[text.rindex("canny_ms_ssim") :]
+    assert "ControlNet++" in last and "ours *" in last
+    assert len(Page(tmp_path / "out" / "report.html").grids) == 3
+
+
+def test_figure_6_from_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    settings = {"DATA": str(GOLDEN / "data"), "OUT": str(tmp_path), "SCALES": "1 3", "OVERRIDES": " ".join(QUICK)}
+    assert "cfg_3 *" in run_script("figure6.sh", str(tiny_run), **settings)
+    page = Page(tmp_path / "report.html")
+    assert "Guidance sweep" in page.text and "Ablation" not in page.text
+    assert page.grids[0]["methods"] == ["cfg_1", "cfg_3"]
+
+
+def test_figure_5_from_two_checkpoints(tiny_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    state = load_weights(other / "model.safetensors")
+    save_weights({key: value * 1.1 for key, value in state.items()}, other / "model.safetensors")
+    settings = {"BENCHMARK": "nano", "OUT": str(tmp_path), "OVERRIDES": "samples=8"}
+    run_script("figure5.sh", f"without={tiny_run}", f"hog={other}", **settings)
+    page = Page(tmp_path / "report.html")
+    assert "Ablation" in page.text and "Guidance sweep" not in page.text
+    [grid] = page.grids
+    assert grid["methods"] == ["without", "hog"]
+    assert all(entry["pictures"]["source"] and all(entry["pictures"]["results"]) for entry in grid["entries"])
+    metrics = json.loads((tmp_path / "hog" / "metrics.json").read_text())
+    evaluation = load_scored(str(tmp_path / "hog")).evaluation
+    success = evaluation.means(evaluation.methods[0])["success"]
+    assert [success.mean, success.low, success.high] == pytest.approx(
+        [metrics["model"]["overall"]["percent"], *metrics["model"]["overall"]["interval"]]
+    )
