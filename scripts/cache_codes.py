@@ -10,9 +10,10 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.encode import build_cache, tokenizer_checksum
 from editar.data.sources import open_sources
+from editar.errors import ConfigError
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import run
 from editar.runtime.log import say

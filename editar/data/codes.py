@@ -23,7 +23,7 @@ from PIL import Image
 
 from editar.config import SourceConfig
 from editar.data.sample import BadRow, Texts
-from editar.data.tables import DataError
+from editar.errors import DataError
 
 FORMAT = 1
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels

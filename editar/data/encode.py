@@ -7,7 +7,6 @@ the bytes do not depend on ranks, workers or interruptions.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.codes import (
     GROUP_ROWS,
     SCHEMA,
@@ -34,11 +33,12 @@ from editar.data.codes import (
 )
 from editar.data.sample import BadRow, Texts, finish
 from editar.data.sources import Source
+from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.models.teacher import Teacher
 from editar.models.vq import VQModel
 from editar.runtime.distributed import World
-from editar.runtime.files import write_json
+from editar.runtime.files import atomic, write_json
 from editar.runtime.log import say
 
 BATCH = 32  # pairs encoded at once
@@ -167,7 +167,6 @@ def encode(
 
 
 def write_shard(records: list[dict[str, Any]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
     table = pa.Table.from_pylist(records, schema=SCHEMA)
-    pq.write_table(table, partial, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        pq.write_table(table, partial, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)

@@ -21,7 +21,7 @@ from editar.data.codes import CodesCache, unpack_picture
 from editar.data.mixture import Mixture
 from editar.data.sample import BadRow, finish
 from editar.data.sources import Source
-from editar.data.tables import DataError
+from editar.errors import DataError
 from editar.runtime.log import say
 from editar.runtime.stop import SIGNALS
 

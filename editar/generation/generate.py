@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 from editar.generation.editors import Editor
 from editar.generation.manifest import MANIFEST, read_manifest, save_stamped
 from editar.images import resize_and_crop

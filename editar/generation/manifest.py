@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from editar.images import load_image
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
+from editar.images import load_image, save_image
 
 MANIFEST = "manifest.json"
 CHUNK = "editar manifest sha256"
@@ -74,11 +73,9 @@ def read_manifest(source: Path) -> Manifest | None:
 
 def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:
     """(H, W, 3) uint8 as a PNG with the stamp, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chunks, partial = PngInfo(), path.with_name(f".{path.stem}.part.png")
+    chunks = PngInfo()
     chunks.add_text(CHUNK, stamp)
-    Image.fromarray(picture).save(partial, pnginfo=chunks)
-    os.replace(partial, path)
+    save_image(picture, path, pnginfo=chunks)
 
 
 def read_stamp(path: Path) -> str | None:

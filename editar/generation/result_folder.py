@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from editar.errors import BenchmarkError
 from editar.generation.manifest import MANIFEST, Manifest, read_manifest
-from editar.metrics.pictures import BenchmarkError, find_picture
+from editar.metrics.pictures import find_picture
 
 SUBFOLDERS = ("annotation_images", "images")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from editar.runtime.entry import user_errors
+from editar.errors import UserError
 
 
 class _Guarded(Dataset[Any]):
@@ -26,7 +26,7 @@ class _Guarded(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except user_errors() as error:
+        except UserError as error:
             return error
 
 

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from editar.config import ConfigError, JudgeSources
-from editar.metrics.pictures import content_sum
-from editar.runtime.files import CheckpointError, checksum, one_line
+from editar.config import JudgeSources
+from editar.errors import CheckpointError, ConfigError, one_line
+from editar.runtime.files import checksum, content_sum
 from editar.weights.fetch import hub_file, load_manifest
 from editar.weights.load import read_file
 

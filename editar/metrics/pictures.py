@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from editar.errors import BenchmarkError
 from editar.images import load_image
-from editar.runtime.files import DataError, checksum
 
 SIZE = 512  # of every public benchmark here
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
-
-
-class BenchmarkError(DataError):
-    """A benchmark's files, or results for it, that cannot be scored; one line for the user."""
 
 
 def find_picture(folder: Path, relative: str) -> Path:
@@ -40,14 +34,3 @@ def load_square(path: Path, size: int) -> np.ndarray:
     if image.size != (size, size):
         raise BenchmarkError(f"{path}: {image.size[0]}x{image.size[1]}, this benchmark is scored at {size}x{size}")
     return np.array(image)
-
-
-def content_sum(files: Iterable[Path]) -> str:
-    """SHA-256 over the files' contents in order; names and places do not matter. Raises BenchmarkError."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            digest.update(bytes.fromhex(checksum(file)))
-        except OSError as error:
-            raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
-    return digest.hexdigest()

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from editar.data.nano.world import NanoWorld, render
+from editar.errors import BenchmarkError, ImageError
 from editar.evaluation.pie_bench.dataset import load_items, load_result
-from editar.images import ImageError, load_image
-from editar.metrics.pictures import BenchmarkError
+from editar.images import load_image
 from editar.report.plots import picture_uri
 from editar.tables.scores import Evaluation, MethodScores
 

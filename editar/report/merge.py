@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from editar.errors import BenchmarkError
 from editar.evaluation.nano.load import NANO_FILE, load_nano
 from editar.metrics.networks import COLUMNS as JUDGED
-from editar.metrics.pictures import BenchmarkError
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow
 from editar.tables.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation

@@ -12,14 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from editar.errors import LostProcess, one_line
 from editar.runtime.device import pick_device
-from editar.runtime.files import one_line
 
 T = TypeVar("T")
-
-
-class LostProcess(RuntimeError):
-    """Another process of the job died or does not answer; what went wrong is told there."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from editar.errors import BenchmarkError
 from editar.metrics.networks import Missing
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.files import provenance, write_json
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables

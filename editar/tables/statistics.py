@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
 
 DRAWS, LEVEL = 2000, 0.95
 

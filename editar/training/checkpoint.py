@@ -25,8 +25,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from editar.runtime.distributed import LostProcess, World, lost_connection
-from editar.runtime.files import CheckpointError, one_line, save_weights, write_json
+from editar.errors import CheckpointError, LostProcess, one_line
+from editar.runtime.distributed import World, lost_connection
+from editar.runtime.files import save_weights, write_json
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
 

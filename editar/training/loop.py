@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data import stream
 from editar.data.loader import Batch, Draws, batches
+from editar.errors import ConfigError, TrainingError
 from editar.runtime.distributed import distributed
-from editar.runtime.files import TrainingError, start_run_folder
+from editar.runtime.files import start_run_folder
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
 from editar.training.build import Run, build

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
+from editar.errors import ConfigError
 from editar.runtime.distributed import World
 from editar.training.losses import Objective
 

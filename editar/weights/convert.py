@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from editar.config import ConfigError, RopeConfig, TrainConfig, to_dataclass, to_yaml
+from editar.config import RopeConfig, TrainConfig, to_dataclass, to_yaml
+from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError, checksum, save_weights, write_json, write_text
+from editar.runtime.files import checksum, save_weights, write_json, write_text
 from editar.training.checkpoint import latest_checkpoint
 from editar.weights.fetch import load_manifest
 from editar.weights.load import State, WeightsInfo, gpt_advice, official_name, read_checkpoint, read_file

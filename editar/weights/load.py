@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
-from editar.runtime.files import CheckpointError, load_weights
+from editar.runtime.files import load_weights
 from editar.weights.fetch import hub_file
 
 State = dict[str, torch.Tensor]

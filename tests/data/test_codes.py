@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data import codes, encode
 from editar.data.loader import Reader, TrainStream
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
-from editar.data.tables import DataError
+from editar.errors import ConfigError, DataError
 from editar.runtime.distributed import World
 from editar.runtime.entry import load_config
 from editar.training.encoders import build_teacher_of, build_tokenizer

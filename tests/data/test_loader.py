@@ -14,7 +14,7 @@ from editar.data import stream
 from editar.data.loader import DIRECTION, BadRows, Draws, HeldoutRows, Item, Reader, TrainStream, batches, collate
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
-from editar.data.tables import DataError
+from editar.errors import DataError
 from tests.helpers import miniature
 
 GLOBAL_BATCH, STEPS = 6, 8

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from skimage import data as photos
 
-from editar.config import ConfigError, DataConfig, SourceConfig, TrainConfig
+from editar.config import DataConfig, SourceConfig, TrainConfig
 from editar.data.sample import BadRow, Texts, finish
 from editar.data.sources import Source, label_palette, open_sources, pipe_texts
-from editar.data.tables import DataError
+from editar.errors import ConfigError, DataError
 from editar.runtime.entry import load_config
 from tests.helpers import miniature
 

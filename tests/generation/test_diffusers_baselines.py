@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from editar.config import ConfigError, EvalConfig
+from editar.config import EvalConfig
+from editar.errors import CheckpointError, ConfigError
 from editar.evaluation.run import evaluate
 from editar.generation.editors import Editor, open_editor
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError
 from editar.tables.paper_rows import paper_tables
 from tests.helpers import tiny
 from tests.helpers.tiny import ROOT

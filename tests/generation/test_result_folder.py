@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from editar.errors import BenchmarkError
 from editar.generation.result_folder import Results
-from editar.metrics.pictures import BenchmarkError
 
 NAMES = {"1": "kind/one.jpg", "2": "two.jpg"}
 

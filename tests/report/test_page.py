@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editar.errors import BenchmarkError
 from editar.evaluation.run import evaluate
-from editar.metrics.pictures import BenchmarkError
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
 from editar.report.gallery import outline_uri, spread, thumbnail_uri
 from editar.report.merge import Scored, load_scored, merge, table_rows

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import ConfigError, EditConfig, EvalConfig
+from editar.config import EditConfig, EvalConfig
 from editar.data.nano.world import NanoWorld
 from editar.edit import edit
+from editar.errors import CheckpointError, ConfigError
 from editar.evaluation.nano.run import evaluate_nano
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError
 from editar.sampling.pipeline import EditPipeline
 from tests.helpers.tiny import run_module
 

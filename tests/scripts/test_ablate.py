@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 from scripts import ablate
 from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER
 

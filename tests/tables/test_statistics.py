@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
 from editar.tables.statistics import compare, mean_of, means, means_by
 
 NAN, INF = math.nan, math.inf

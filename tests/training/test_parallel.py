@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
+from editar.errors import ConfigError
 from editar.runtime.entry import load_config
 from editar.training.loop import dropout_seed, train
 from editar.training.parallel import micro_batch

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from editar.config import CONFIG_DIR, GPTConfig, RopeConfig, TokenizerConfig, TrainConfig, to_dataclass
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError
 from editar.training.optim import make_optimizers
 from editar.weights.convert import export_official, gpt_config, import_weights, official_args
 from editar.weights.load import OFFICIAL_SIZES, load_gpt, load_vq, read_checkpoint

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from editar.errors import BenchmarkError
 from editar.evaluation.nano.scoring import Rate
-from editar.metrics.pictures import BenchmarkError
 from editar.tables.scores import Column, Evaluation, MethodScores
 from editar.tables.statistics import Mean
 

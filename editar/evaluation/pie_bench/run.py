@@ -29,9 +29,9 @@ from editar.generation.generate import EditJob, generate
 from editar.generation.result_folder import Results
 from editar.metrics.loading import batches
 from editar.metrics.networks import judge_records, unofficial
-from editar.metrics.pictures import content_sum
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import World
+from editar.runtime.files import content_sum
 from editar.runtime.log import say
 from editar.tables.scores import Evaluation, MethodScores, missing_columns
 

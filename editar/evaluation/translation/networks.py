@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from editar.errors import BenchmarkError, CheckpointError
 from editar.evaluation.translation.protocol import CLASSES, SIZE
 from editar.metrics.networks import State, frozen, pretrained, processor, read_state
-from editar.metrics.pictures import BenchmarkError
-from editar.runtime.files import CheckpointError, load_state
+from editar.runtime.files import load_state
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB bytes
 RESNET101 = (3, 4, 23, 3)

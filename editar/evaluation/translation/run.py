@@ -38,9 +38,10 @@ from editar.metrics.fid import (
 )
 from editar.metrics.loading import batches
 from editar.metrics.networks import judge_records, try_judge, unofficial
-from editar.metrics.pictures import content_sum, load_square
+from editar.metrics.pictures import load_square
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import World
+from editar.runtime.files import content_sum
 from editar.runtime.log import say
 from editar.tables.scores import Column, Evaluation, MethodScores, missing_columns
 

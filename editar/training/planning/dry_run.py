@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
+from editar.errors import ConfigError, DataError
 from editar.models.vq import VQModel
-from editar.runtime.files import DataError
 from editar.runtime.log import duration
 from editar.training.parallel import micro_batch
 from editar.training.planning.cost import PEAK_FLOPS, Memory, checkpoint_bytes, memory, parameters, training_flops

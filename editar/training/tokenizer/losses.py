@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from editar.config import ConfigError, TokenizerTrainConfig
+from editar.config import TokenizerTrainConfig
+from editar.errors import ConfigError
 
 
 def edge_weights(images: torch.Tensor, strength: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editar.errors import BenchmarkError, ImageError
 from editar.evaluation.pie_bench.dataset import (
     decode_mask,
     incomplete,
@@ -18,8 +19,6 @@ from editar.evaluation.pie_bench.dataset import (
     load_source,
     plain_caption,
 )
-from editar.images import ImageError
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.entry import user_errors
 from tests.helpers import tiny
 

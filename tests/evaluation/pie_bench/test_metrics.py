@@ -20,13 +20,14 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import squeezenet1_1
 
-from editar.config import ConfigError, JudgeSources
+from editar.config import JudgeSources
+from editar.errors import CheckpointError, ConfigError
 from editar.evaluation.pie_bench.metrics import COLUMNS, PieBatch, PieMetrics, background, paper_units, to_unit
 from editar.metrics.dino_structure import StructureDistance
 from editar.metrics.lpips_clip import ClipSimilarity, Lpips, clip_pixels
 from editar.metrics.networks import unofficial
 from editar.metrics.ssim import ms_ssim, mse, psnr, ssim
-from editar.runtime.files import CheckpointError, load_weights, save_weights
+from editar.runtime.files import load_weights, save_weights
 
 CPU = torch.device("cpu")
 

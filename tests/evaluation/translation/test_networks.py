@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editar.config import ConfigError
+from editar.errors import BenchmarkError, CheckpointError, ConfigError
 from editar.evaluation.translation.networks import (
     MEAN,
     STD,
@@ -21,8 +21,7 @@ from editar.evaluation.translation.networks import (
     from_mmseg,
     load_segmenter,
 )
-from editar.metrics.pictures import BenchmarkError
-from editar.runtime.files import CheckpointError, load_state, load_weights, save_weights
+from editar.runtime.files import load_state, load_weights, save_weights
 from tests.helpers.tiny_networks import write_depth_judge, write_hub_segmenter
 
 CPU = torch.device("cpu")

@@ -13,16 +13,15 @@ import torch
 from PIL import Image
 
 from editar.config import EvalConfig
+from editar.errors import BenchmarkError, DataError, ImageError
 from editar.evaluation.nano.export import PROMPTS, export_translation
 from editar.evaluation.run import evaluate
 from editar.evaluation.translation.networks import HubSegmenter
 from editar.evaluation.translation.protocol import PROTOCOLS, depth_map, depth_rmse
 from editar.evaluation.translation.run import Cases
-from editar.images import ImageError
 from editar.metrics.fid import FidStatistics
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.entry import load_config
-from editar.runtime.files import DataError, checksum
+from editar.runtime.files import checksum
 from editar.tables.scores import load_evaluation
 from tests.helpers.tiny_networks import write_depth_judge, write_hub_segmenter, write_inception
 
