@@ -14,7 +14,7 @@ from editar.config.checks import check_sampling
 from editar.config.compose import explain, override, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
 from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
-from editar.config.evaluation import JudgeSources
+from editar.config.evaluation import NetworkSources
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 
@@ -28,7 +28,7 @@ __all__ = [
     "EditConfig",
     "EvalConfig",
     "GPTConfig",
-    "JudgeSources",
+    "NetworkSources",
     "LossConfig",
     "NanoDataConfig",
     "OptimConfig",

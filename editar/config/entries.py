@@ -18,7 +18,7 @@ from editar.config.checks import (
     check_tokenizer,
 )
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig
-from editar.config.evaluation import JudgeSources
+from editar.config.evaluation import NetworkSources
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
@@ -188,10 +188,8 @@ class EvalConfig:
     """`python -m editar.eval`: edit a benchmark with a checkpoint or a baseline and score it, or score
     anybody's pictures.
 
-    benchmark  `nano` (the procedural world), `pie_bench` (Tables 1 and 3), or for Table 2
-               `depth`, `canny`, `cocostuff`
-    root       the benchmark's folder; pie_bench: the one that holds mapping_file.json; Table 2: the
-               validation set's table
+    benchmark  one of configs/benchmark, whose files say what it is
+    root       the benchmark's folder; nano has none
     stage      `generate` edits into output_dir/images (restartable, shared by the ranks of torchrun),
                `score` scores what is there, `all` does both
     results    score these pictures instead: a folder or a JSON map {id: file}, or several as
@@ -208,33 +206,30 @@ class EvalConfig:
     results: Any = None
     method: str = ""
     samples: int = 240  # nano
+    data_seed: int | None = None  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = False  # nano
     protocol: str = "editar"  # Table 2: editar | controlnet++
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
-    rows: int | None = None  # Table 2: only the first rows, not comparable
+    rows: int | None = None  # Table 2 and folder: only the first rows
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
     dtype: str = "auto"  # of the GPT, as in editar.edit
     score_batch: int = 16
     num_workers: int = 2
     device: str = "auto"
-    judges: JudgeSources = field(default_factory=JudgeSources)
+    networks: NetworkSources = field(default_factory=NetworkSources)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:
         self.method = self.method or self.baseline.method or "ours"
-        check_choice("benchmark", self.benchmark, ("nano", "pie_bench", "depth", "canny", "cocostuff"))
         check_choice("stage", self.stage, ("all", "generate", "score"))
         check_choice("protocol", self.protocol, ("editar", "controlnet++"))
+        check_dtype("dtype", self.dtype, auto=True)
         for key in ("samples", "score_batch", "rows"):
             if getattr(self, key) is not None:
                 check_positive(key, getattr(self, key))
         if self.prompt is not None and self.prompt.count("{}") != 1:
             raise ConfigError(f"prompt={self.prompt!r} must hold one {{}} for the caption")
-        if self.benchmark == "nano" and (self.stage != "all" or self.results):
-            raise ConfigError("benchmark=nano runs as a whole: leave stage=all and results=null")
-        if self.benchmark != "nano" and not self.root:
-            raise ConfigError(f"benchmark={self.benchmark} needs root=FOLDER")
         if self.results and self.stage != "score":
             raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
         self.baseline.check(self.benchmark, self.stage)

@@ -26,7 +26,7 @@ CHUNK = "editar manifest sha256"
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ResultManifest:
     """A results folder's manifest, as its file holds it."""
 
     file: Path
@@ -54,7 +54,7 @@ class Manifest:
             )
 
 
-def read_manifest(source: Path) -> Manifest | None:
+def read_manifest(source: Path) -> ResultManifest | None:
     """The manifest in a results folder or beside its images/; None for pictures that are not ours.
 
     Raises BenchmarkError for a damaged one.
@@ -68,7 +68,7 @@ def read_manifest(source: Path) -> Manifest | None:
     except ValueError as error:
         raise BenchmarkError(f"{file}: not readable JSON ({error}); remove the folder and make it again") from None
     ours = isinstance(values, dict) and {"image_size", "instructions"} <= set(values)
-    return Manifest(file, values) if ours else None  # prepared data have a manifest.json too
+    return ResultManifest(file, values) if ours else None  # prepared data have a manifest.json too
 
 
 def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:

@@ -21,8 +21,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from editar.errors import BenchmarkError, CheckpointError
-from editar.metrics.loading import batches
-from editar.metrics.pictures import SIZE, load_square
+from editar.metrics.pictures import SIZE, load_in_batches, load_square
 from editar.runtime.files import atomic, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
@@ -136,7 +135,7 @@ def features(
     """(N, C) float64 of (H, W, 3) uint8 pictures in their given order."""
     from cleanfid.fid import get_batch_features
 
-    parts = batches(_Resized(pictures), batch, workers, default_collate)
+    parts = load_in_batches(_Resized(pictures), batch, workers, default_collate)
     return np.concatenate([get_batch_features(part, network, device) for part in parts]).astype(np.float64)
 
 

@@ -117,7 +117,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(out: Path, *overrides: str) -> EvalConfig:
-    judges = ["judges.structure=null", "judges.lpips=null", "judges.clip=null", "num_workers=0", "device=cpu"]
+    judges = ["networks.structure=null", "networks.lpips=null", "networks.clip=null", "num_workers=0", "device=cpu"]
     return load_config(EvalConfig, "eval", [f"output_dir={out}", f"root={DATA}", *judges, *overrides])
 
 

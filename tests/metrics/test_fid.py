@@ -21,7 +21,7 @@ from editar.metrics.fid import (
     mean_of_groups,
     statistics,
 )
-from editar.metrics.pictures import content_sum
+from editar.runtime.files import content_sum
 
 CPU = torch.device("cpu")
 

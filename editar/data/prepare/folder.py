@@ -135,7 +135,9 @@ def finished_unit(folder: Path, name: str) -> dict[str, Any] | None:
     return unit if whole else None
 
 
-def finish(folder: Path, manifest: dict[str, Any], dropped: list[dict[str, str]], sheet: Callable[[], None]) -> None:
+def finish_folder(
+    folder: Path, manifest: dict[str, Any], dropped: list[dict[str, str]], sheet: Callable[[], None]
+) -> None:
     """Draw the sheet, list the dropped rows, write the manifest, and tell what came out."""
     if manifest["rows"]:
         sheet()

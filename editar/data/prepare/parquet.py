@@ -316,5 +316,5 @@ def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: 
             listed_table(folder, files, list(layout.images), ""), layout.images, folder / "contact_sheet.png"
         )
 
-    out.finish(folder, manifest, drops.rows, sheet)
+    out.finish_folder(folder, manifest, drops.rows, sheet)
     return manifest

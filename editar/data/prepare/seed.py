@@ -253,7 +253,7 @@ def write_pairs(
             folder / "contact_sheet.png",
         )
 
-    out.finish(folder, manifest, drops.rows, sheet)
+    out.finish_folder(folder, manifest, drops.rows, sheet)
     return manifest
 
 
