@@ -52,7 +52,7 @@ class Run:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
 
-def build(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
+def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     """Frozen encoders, data, model, optimisers. Raises ConfigError, DataError, CheckpointError."""
     at_once = micro_batch(cfg, ranks.size)
     encoders = Encoders.build(cfg, ranks.device)

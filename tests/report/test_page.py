@@ -17,7 +17,7 @@ from PIL import Image
 from editar.errors import BenchmarkError
 from editar.evaluation.run import evaluate
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
-from editar.report.gallery import outline_uri, spread, thumbnail_uri
+from editar.report.gallery import evenly, outline_uri, thumbnail_uri
 from editar.report.merge import ScoredFolder, load_scored, merge, table_rows
 from editar.runtime.files import write_json
 from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
@@ -179,7 +179,7 @@ def test_sweeps_and_ablations_appear_only_where_there_are_some(scored: Path) -> 
 
 
 def test_pictures_are_small_and_outlines_follow_the_mask() -> None:
-    assert spread(3, 5) == [0, 1, 2] and spread(10, 4) == [0, 2, 5, 7] and spread(10, 0) == []
+    assert evenly(3, 5) == [0, 1, 2] and evenly(10, 4) == [0, 2, 5, 7] and evenly(10, 0) == []
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     assert len(thumbnail_uri(noise)) < 60_000
     mask = np.zeros((512, 512), bool)
