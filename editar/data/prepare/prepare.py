@@ -7,6 +7,8 @@ from typing import Any
 from editar.data.prepare import folder as out
 from editar.data.prepare.parquet import LAYOUTS, prepare_parquet
 from editar.data.prepare.request import Request
+from editar.data.prepare.seed import prepare_seed
+from editar.errors import DataError
 
 SOURCES = (*LAYOUTS, "seed_unsplash")
 
