@@ -104,7 +104,7 @@ class NanoScorer:
         output = np.asarray(load_image(results.path(job.id, name)))
         if output.shape != sample.target.shape:
             raise BenchmarkError(f"{results.path(job.id, name)}: {output.shape[:2]}, the nano world is 64x64")
-        ceiling = results.source / "ceiling" / name
+        ceiling = (results.made.file.parent if results.made else results.source) / "ceiling" / name
         best = 100.0 * score_edit(plan, np.asarray(load_image(ceiling))).success if ceiling.is_file() else math.nan
         return describe_row(job, results, name, source, mask) | score_edit(plan, output).row() | {CEILING.name: best}
 
