@@ -248,5 +248,5 @@ def test_settings_that_cannot_work(tmp_path: Path, overrides: list[str], message
 def test_unknown_benchmarks_and_missing_roots_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="benchmark=pie_bench needs root=FOLDER"):
         evaluate(config(tmp_path, "root=null", "stage=score"))
-    with pytest.raises(ConfigError, match="(?s)imagenet.*pie_bench"):
+    with pytest.raises(ConfigError, match=r"(?s)imagenet.*pie_bench"):
         config(tmp_path, "benchmark=imagenet")
