@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo demo-tokenizer test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
+
+# A VQ tokenizer from scratch in about a minute: outputs/demo_tokenizer/recon.png shows pictures before and after.
+demo-tokenizer: $(STAMP)
+	$(BIN)/python -m editar.train_tokenizer output_dir=outputs/demo_tokenizer steps=230 kmeans_at=57
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow"

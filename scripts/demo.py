@@ -1,9 +1,9 @@
-"""`make demo`: edit with the reference checkpoint, train a model from scratch, score both, draw a report.
+"""`make demo`: edit with the reference checkpoint, train a GPT from scratch, score both, draw a report.
 
-Everything goes through the code that runs the real thing: the entries' `train_tokenizer`, `train`,
-`EditPipeline` and, at the end, `editar.eval benchmark=pie_bench` on held-out samples in PIE-Bench's
-layout. Writes report.html, grid.png, scores.json, guidance_sweep.json and pie_bench/ into --out, and says each
-stage's result when the stage ends.
+Everything goes through the code that runs the real thing: `train`, `EditPipeline` and, at the end,
+`editar.eval benchmark=pie_bench` on held-out samples in PIE-Bench's layout. As EditAR does, the GPT starts from a
+ready tokenizer (the reference's). Writes report.html, grid.png, learning.png, scores.json, guidance_sweep.json and
+pie_bench/ into --out, and says each result as soon as it is there.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, override
+from editar.config import EvalConfig, TrainConfig, override
 from editar.data.nano.world import NanoWorld, Plan, render
 from editar.data.sample import EditSample
 from editar.evaluation.nano.export import export_pie_bench
 from editar.evaluation.nano.run import sheet
 from editar.evaluation.nano.scoring import in_memory, score_method, shuffled
 from editar.evaluation.run import evaluate
-from editar.images import save_image
+from editar.images import contact_sheet, save_image
 from editar.models.gpt import GPT
 from editar.report.demo_page import loss_curves, sweep_curve, task_bars, write_demo_page
+from editar.report.plots import picture_uri
+from editar.runtime.device import has_fast_bfloat16
 from editar.runtime.entry import load_config, script
 from editar.runtime.files import write_json
 from editar.runtime.log import duration, say
@@ -33,7 +35,6 @@ from editar.sampling.pipeline import EditPipeline
 from editar.tables.render import strict_json
 from editar.tables.scores import Evaluation, MethodScores, breakdown
 from editar.training.loop import train
-from editar.training.tokenizer.loop import train_tokenizer
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "nano"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
@@ -75,34 +76,40 @@ class Bench:
         return in_memory(self.methods)
 
 
-def train_from_scratch(out: Path, tokenizer_steps: int, gpt_steps: int) -> Path:
-    """A tokenizer, then a GPT on its codes, with the nano configs; returns the GPT's run folder."""
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
-    shutil.rmtree(out / "gpt", ignore_errors=True)
-    tokenizer = train_tokenizer(
-        load_config(
-            TokenizerTrainConfig,
-            "train_tokenizer",
-            [f"output_dir={out / 'tokenizer'}", f"steps={tokenizer_steps}", f"kmeans_at={tokenizer_steps // 4}"],
-        )
-    )
-    return train(
-        load_config(
-            TrainConfig,
-            "train",
-            [
-                "experiment=nano_demo",
-                f"output_dir={out / 'gpt'}",
-                f"tokenizer.weights={tokenizer}",
-                f"steps={gpt_steps}",
-                f"data.train_samples={max(64, 12 * gpt_steps)}",
-                "data.heldout_samples=64",
-                f"log_every={max(1, gpt_steps // 20)}",
-                f"eval_every={gpt_steps}",
-                f"save_every={gpt_steps}",
-            ],
-        )
-    )
+class Learning:
+    """What a GPT in training can do: called after every held-out evaluation, it edits a few held-out samples."""
+
+    def __init__(self, count: int) -> None:
+        self.bench, self.steps = Bench(count), list[int]()
+
+    def __call__(self, step: int, pipeline: EditPipeline) -> dict[str, float]:
+        method = self.bench.edit(pipeline, f"step {step}")
+        self.steps.append(step)
+        return {"success": in_memory([method]).means(method)["success"].mean}
+
+    def strip(self, pictures: int = 8) -> np.ndarray:
+        """A line per sample: source, the edit after each evaluation, target; twice the size."""
+        samples, outputs = self.bench.samples[:pictures], list(self.bench.outputs.values())
+        rows = [[s.source, *(found[i] for found in outputs), s.target] for i, s in enumerate(samples)]
+        return contact_sheet(rows).repeat(2, 0).repeat(2, 1)
+
+
+def train_from_scratch(out: Path, tokenizer: Path, steps: int, learning: Learning) -> Path:
+    """A GPT on the codes of a ready tokenizer, as EditAR trains its own; returns its run folder."""
+    shutil.rmtree(out, ignore_errors=True)
+    overrides = [
+        "experiment=nano_demo",
+        f"output_dir={out}",
+        f"tokenizer.weights={tokenizer}",
+        f"precision={'bf16' if has_fast_bfloat16() else 'fp32'}",
+        f"steps={steps}",
+        f"data.train_samples={max(64, 16 * steps)}",
+        "data.heldout_samples=64",
+        f"log_every={max(1, steps // 20)}",
+        f"eval_every={max(1, min(100, steps // 2))}",
+        f"save_every={steps}",
+    ]
+    return train(load_config(TrainConfig, "train", overrides), learning)
 
 
 def score_as_pie_bench(checkpoint: Path, out: Path, count: int) -> None:
@@ -120,8 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
     parser.add_argument("--pie-samples", type=int, default=20, help="of them, in PIE-Bench's layout")
-    parser.add_argument("--tokenizer-steps", type=int, default=230)
-    parser.add_argument("--gpt-steps", type=int, default=440)
+    parser.add_argument("--gpt-steps", type=int, default=700)
     args = parser.parse_args(argv)
     clock = Stages()
     torch.manual_seed(0)
@@ -140,7 +146,10 @@ def main(argv: list[str] | None = None) -> None:
         few.edit(reference, f"guidance {scale:g}", cfg_scale=scale)
 
     clock.begin("2/4 a model from scratch")
-    run_folder = train_from_scratch(args.out / "scratch", args.tokenizer_steps, args.gpt_steps)
+    learning = Learning(min(40, args.samples))
+    run_folder = train_from_scratch(args.out / "scratch", args.reference, args.gpt_steps, learning)
+    save_image(learning.strip(), args.out / "learning.png")
+    say(f"   look: {args.out / 'learning.png'} (source | the edit as training goes on | target)")
     scratch = EditPipeline.from_pretrained(run_folder)
     bench.edit(scratch, "from scratch")
     bench.edit(scratch, "scratch, shuffled", shuffle=True)
@@ -150,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     clock.begin("3/4 the page")
     write_json(args.out / "scores.json", strict_json(bench.evaluation.as_dict()))
     write_json(args.out / "guidance_sweep.json", strict_json(few.evaluation.as_dict()))
-    write_page(args, bench, few, run_folder, clock.minutes)
+    write_page(args, bench, few, learning, run_folder, clock.minutes)
     print(breakdown(bench.evaluation, ["success"]))
 
     clock.begin("4/4 the paper's evaluator on nano edits")
@@ -184,26 +193,32 @@ def successes(method: MethodScores) -> list[bool]:
     return [row["success"] > 0 for row in method.rows]
 
 
-def write_page(args: argparse.Namespace, bench: Bench, few: Bench, run_folder: Path, minutes: str) -> None:
-    tokenizer, reference = args.out / "scratch/tokenizer/metrics.jsonl", args.reference / "metrics.jsonl"
+def write_page(args: argparse.Namespace, bench: Bench, few: Bench, learning: Learning, run: Path, minutes: str) -> None:
+    reference = args.reference / "metrics.jsonl"
+    curves = {"from scratch": run / "metrics.jsonl"}
     plots = [
+        loss_curves(
+            curves, f"Success while learning, on {len(learning.bench.samples)} held-out samples, %", ("success",)
+        ),
         task_bars(bench.evaluation, ("reference", "from scratch")),
         sweep_curve(few.evaluation, SWEEP),
-        loss_curves({"from scratch": run_folder / "metrics.jsonl"}, "GPT from scratch: losses", ("token", "distill")),
-        loss_curves({"tokenizer": tokenizer}, "Tokenizer from scratch: PSNR", ("psnr_db",)),
+        loss_curves(curves, "GPT from scratch: losses", ("token", "heldout_token", "distill")),
     ]
     if reference.is_file():
         keys = ("token", "heldout_token", "distill")
         plots.append(loss_curves({"reference": reference}, "Reference: losses", keys))
     intro = (
         f"{args.samples} held-out samples of eight tasks at 64 px. 'reference' ships with the repository; "
-        f"'from scratch' was trained just now ({args.tokenizer_steps} tokenizer steps, {args.gpt_steps} GPT steps). "
+        f"'from scratch' was trained just now, {args.gpt_steps} steps on the codes of the shipped tokenizer. "
         "'shuffled text' gives each source another sample's instruction; 'with the mask' lets only codes in and "
         "around the true edit mask change (translations have none); 'tokenizer alone' passes the true target "
         f"through the VQ tokenizer, the best any model on its codes can do. Wall time {minutes}."
     )
     shown = {name: bench.outputs[name] for name in ("reference", "from scratch")}
-    write_demo_page(args.out / "report.html", "EditAR nano demo", intro, bench.evaluation, bench.samples, shown, plots)
+    strip = picture_uri(learning.strip())
+    write_demo_page(
+        args.out / "report.html", "EditAR nano demo", intro, bench.evaluation, bench.samples, shown, strip, plots
+    )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,15 @@ def write_demo_page(
     evaluation: Evaluation,
     samples: list[EditSample],
     outputs: dict[str, list[np.ndarray]],
+    strip: str,
     plots: list[Plot],
     most: int = 40,
 ) -> None:
-    """The success table of all methods, `plots` (from the functions below), and pictures: `outputs` of some
-    methods by name, (S, S, 3) uint8 each, in the order of `samples`."""
+    """First what a person wants to see: six edits of the first of `outputs`, the success table of all methods, the
+    `strip` of a model that learns (a picture's URI). Then `plots` (from the functions below) and more edits.
+
+    `outputs` are those of some methods by name, (S, S, 3) uint8 each, in the order of `samples`.
+    """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     rows = {method.method: method.rows for method in evaluation.methods}
     examples = [
@@ -47,7 +51,7 @@ def write_demo_page(
     ]
     html = environment.get_template("demo_page.html.j2").render(
         title=title, intro=intro, columns=list(rows), rows=_rows(evaluation), plots=plots,
-        models=list(outputs), examples=examples,
+        models=list(outputs), examples=examples, strip=strip,
     )  # fmt: skip
     write_text(path, html)
 

@@ -29,12 +29,12 @@ def test_export_keeps_what_editing_needs(tiny_run: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--samples", "8", "--tokenizer-steps", "4", "--gpt-steps", "4", "--pie-samples", "2"]
+    arguments = ["--samples", "8", "--gpt-steps", "4", "--pie-samples", "2"]
     demo.main(["--out", str(out), "--reference", str(tiny_run), *arguments])
     report = (out / "report.html").read_text()
     assert report.count("<img") >= 8 * 4
     assert "http" not in report.replace("http-equiv", "")  # nothing is fetched when it is opened
-    assert Image.open(out / "grid.png").size[0] > 64
+    assert Image.open(out / "grid.png").size[0] > 64 and Image.open(out / "learning.png").size[0] > 64
     evaluation, sweep = load_evaluation(out / "scores.json"), load_evaluation(out / "guidance_sweep.json")
     names = [method.method for method in evaluation.methods]
     assert names[:5] == ["reference", "shuffled text", "with the mask", "tokenizer alone", "from scratch"]
