@@ -26,6 +26,7 @@ from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
 from editar.weights.load import load_gpt
+from editar.weights.run_checkpoint import latest_checkpoint
 
 
 @dataclass
@@ -63,7 +64,7 @@ def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
     # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
     torch.manual_seed(cfg.seed)
     gpt = GPT(cfg.gpt).to(world.device)
-    if cfg.init_from is not None:
+    if cfg.init_from is not None and latest_checkpoint(folder) is None:
         report = load_gpt(gpt, cfg.init_from)
         if world.is_main:
             say(str(report))

@@ -18,7 +18,7 @@ from editar.runtime.files import TrainingError, start_run_folder
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
 from editar.training.build import Run, build
-from editar.training.checkpoint import latest_checkpoint, load_checkpoint, training_state, whole_weights
+from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
 from editar.training.evaluate import evaluate, preview
 from editar.training.losses import Scores, condition_drops
 from editar.training.optim import lr_factor, set_lr
@@ -26,6 +26,7 @@ from editar.training.parallel import clip_gradients, sync_gradients
 from editar.training.planning.cost import peak_flops, training_flops
 from editar.training.planning.dry_run import preflight
 from editar.training.trace import Trace
+from editar.weights.run_checkpoint import latest_checkpoint
 
 
 def train(cfg: TrainConfig) -> Path:
