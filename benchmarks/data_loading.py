@@ -31,7 +31,7 @@ from tqdm import tqdm
 from editar.config import DataConfig, SourceConfig
 from editar.data import codes
 from editar.data.encode import write_shard
-from editar.data.loader import Draws, Reader, TrainStream, batches
+from editar.data.loader import DrawBatchSampler, Reader, TrainStream, batches
 from editar.data.mixture import Mixture
 from editar.data.sources import Source
 from editar.runtime.files import provenance, write_json
@@ -71,7 +71,7 @@ def measure(name: str, reader: Reader, workers: int, seconds: float) -> dict[str
     """Median rate over one-second stretches after the first batches."""
     size = len(reader.source) if reader.cache is None else len(reader.cache)
     stream = TrainStream([reader], Mixture({"all": 1.0}, {"all": size}, 0), 0)
-    feed = batches(stream, Draws(0, 10**6, 0, 1, MICRO_BATCH, MICRO_BATCH), workers, torch.device("cpu"))
+    feed = batches(stream, DrawBatchSampler(0, 10**6, 0, 1, MICRO_BATCH, MICRO_BATCH), workers, torch.device("cpu"))
     for _ in range(2 * workers):
         next(feed)
     memory = worker_memory()
@@ -127,7 +127,7 @@ def png(picture: Image.Image) -> dict[str, Any]:
 
 def write_cache(folder: Path, source: Source) -> codes.CodesCache:
     rng = np.random.default_rng(0)
-    manifest = codes.Manifest("pixels", "benchmark", "", ROWS["cached"], "random", 512, 32)
+    manifest = codes.CacheManifest("pixels", "benchmark", "", ROWS["cached"], "random", 512, 32)
     jpegs = [codes.pack_picture(np.asarray(source.pair(row).target)) for row in range(32)]
     for shard in range(manifest.shards):
         records = [

@@ -39,7 +39,7 @@ from editar.models.teacher import Teacher, build_teacher
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device
-from editar.runtime.distributed import World
+from editar.runtime.distributed import Ranks
 from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
 from editar.training.losses import Objective
@@ -153,7 +153,7 @@ def ours(
         cfg.gpt.teacher_grid = 16  # its map, whatever the student's
     torch.manual_seed(1)
     gpt = random_output(GPT(cfg.gpt).to(device).train())
-    engine = parallelise(Objective(gpt, cfg.loss), cfg, World(0, 1, device))
+    engine = parallelise(Objective(gpt, cfg.loss), cfg, Ranks(0, 1, device))
     optimizers = make_optimizers(gpt, cfg.optim)
     images = batch_to_tensor(pictures)
     with torch.no_grad():

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from editar.config import ConfigError, EditConfig
+from editar.config import EditConfig
+from editar.errors import ConfigError
 from editar.images import load_image, resize_and_crop, save_image, side_by_side
 from editar.runtime.entry import run
 from editar.runtime.log import say

@@ -7,27 +7,22 @@ sampling scripts (truncation, not rounding, to uint8).
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
+
+from editar.errors import ImageError, ImageTooLarge
+from editar.runtime.files import atomic
 
 MAX_PIXELS = 300_000_000
 
 # MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
-
-
-class ImageError(ValueError):
-    """A picture file that cannot be used; the message names the file and the reason."""
-
-
-class ImageTooLarge(ImageError):
-    """More pixels than anybody needs: a mistake or a decompression bomb."""
 
 
 def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
@@ -119,18 +114,14 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def save_image(image: Image.Image | np.ndarray, path: str | Path) -> None:
-    """Write atomically: a half-written file never carries the final name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        image.save(partial)
-    except ValueError as error:
-        raise ImageError(f"{path}: {error}; use a name that ends in .png or .jpg") from None
-    os.replace(partial, path)
+def save_image(image: Image.Image | np.ndarray, path: str | Path, **options: Any) -> None:
+    """Write atomically, in the format of the name's suffix; `options` are Pillow's for it."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in Image.registered_extensions():
+        raise ImageError(f"{path}: unknown picture format {suffix!r}; use a name that ends in .png or .jpg")
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    with atomic(path) as partial:
+        picture.save(partial, format=Image.registered_extensions()[suffix], **options)
 
 
 def side_by_side(images: list[np.ndarray], gap: int = 4) -> np.ndarray:

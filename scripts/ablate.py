@@ -19,36 +19,33 @@ import subprocess
 import sys
 from pathlib import Path
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
+from editar.errors import ConfigError, TrainingError
 from editar.report.merge import load_scored
 from editar.report.page import write_comparison
-from editar.runtime.entry import load_config, user_errors
+from editar.runtime.entry import load_config, script
 from editar.runtime.log import say
 
 
-def main(arguments: list[str] | None = None) -> int:
+@script("ablate")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE[,VALUE...]")
     parser.add_argument("--launcher", default=sys.executable, help="what runs `-m editar.train` (this python)")
     parser.add_argument("--eval", nargs="+", default=[], metavar="KEY=VALUE", help="editar.eval's settings (nano)")
     options = parser.parse_args(arguments)
-    try:
-        runs = grid(options.overrides)
-        configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
-        scored = []
-        for number, (name, overrides) in enumerate(runs.items(), 1):
-            say(f"== {number}/{len(runs)} {name} ==")
-            run, scores = options.out / name, options.out / "scores" / name
-            cache = shared_cache(options.out, configs[name])
-            call(options.launcher, "editar.train", [f"output_dir={run}", *overrides, *cache])
-            call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
-            scored.append(load_scored(f"{name}={scores}"))
-        write_comparison(scored, options.out / "report.html", "Ablation", pictures=60)
-    except (*user_errors(), subprocess.CalledProcessError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    runs = grid(options.overrides)
+    configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
+    scored = []
+    for number, (name, overrides) in enumerate(runs.items(), 1):
+        say(f"== {number}/{len(runs)} {name} ==")
+        run, scores = options.out / name, options.out / "scores" / name
+        cache = shared_cache(options.out, configs[name])
+        call(options.launcher, "editar.train", [f"output_dir={run}", *overrides, *cache])
+        call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
+        scored.append(load_scored(f"{name}={scores}"))
+    write_comparison(scored, options.out / "report.html", "Ablation", pictures=60)
 
 
 def grid(overrides: list[str]) -> dict[str, list[str]]:
@@ -86,8 +83,10 @@ def shared_cache(out: Path, cfg: TrainConfig) -> list[str]:
 
 
 def call(launcher: str, module: str, overrides: list[str]) -> None:
-    subprocess.run([*shlex.split(launcher), "-m", module, *overrides], check=True)
+    command = [*shlex.split(launcher), "-m", module, *overrides]
+    if code := subprocess.run(command, check=False).returncode:
+        raise TrainingError(f"{module} ended with exit code {code}: {shlex.join(command)}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

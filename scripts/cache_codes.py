@@ -10,9 +10,10 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.encode import build_cache, tokenizer_checksum
 from editar.data.sources import open_sources
+from editar.errors import ConfigError
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import run
 from editar.runtime.log import say
@@ -22,13 +23,13 @@ from editar.training.encoders import build_teacher_of, build_tokenizer
 def cache_codes(cfg: TrainConfig) -> None:
     if cfg.data.cache is None:
         raise ConfigError("data.cache is null; give the folder that the codes go to")
-    with distributed(cfg.device) as world:
-        tokenizer = build_tokenizer(cfg, world.device)
-        teacher = build_teacher_of(cfg, world.device) if cfg.data.cache_features else None
+    with distributed(cfg.device) as ranks:
+        tokenizer = build_tokenizer(cfg, ranks.device)
+        teacher = build_teacher_of(cfg, ranks.device) if cfg.data.cache_features else None
         checksum = tokenizer_checksum(tokenizer)
         for source in open_sources(cfg.data).values():
-            build_cache(cfg, source, tokenizer, checksum, teacher, world)
-        if world.is_main:
+            build_cache(cfg, source, tokenizer, checksum, teacher, ranks)
+        if ranks.is_main:
             say(f"codes of {', '.join(cfg.data.sources)} are in {cfg.data.cache}")
 
 

@@ -11,19 +11,19 @@ defines the kinds. Exit code 1 if anything failed or a file is missing, 2 if not
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from editar.config import ConfigError
-from editar.parity.checks import Check, GoldenError
+from editar.parity.checks import Check
 from editar.parity.groups import run_all
 from editar.runtime.device import pick_device
+from editar.runtime.entry import script
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+@script("check_parity")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare editar with stored outputs of the official implementation.")
     parser.add_argument("golden", type=Path, help="folder with gpt/, vq/, ... as in tests/golden")
@@ -31,14 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of weights and activations")
     options = parser.parse_args(arguments)
     checks: list[Check] = []
-    try:
-        for result in run_all(options.golden, pick_device(options.device), DTYPES[options.dtype]):
-            print(result.line(), flush=True)
-            if isinstance(result, Check):
-                checks.append(result)
-    except (GoldenError, ConfigError) as error:
-        print(f"check_parity: {error}", file=sys.stderr)
-        return 2
+    for result in run_all(options.golden, pick_device(options.device), DTYPES[options.dtype]):
+        print(result.line(), flush=True)
+        if isinstance(result, Check):
+            checks.append(result)
     failed = sum(not check.ok for check in checks)
     print(f"{len(checks)} checks, {failed} failed")
     return 1 if failed else 0

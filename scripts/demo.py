@@ -2,7 +2,8 @@
 
 Everything goes through the code that runs the real thing: the entries' `train_tokenizer`, `train`,
 `EditPipeline` and, at the end, `editar.eval benchmark=pie_bench` on held-out samples in PIE-Bench's
-layout. Writes report.html, grid.png, metrics.json and pie_bench/ into --out.
+layout. Writes report.html, grid.png, scores.json, guidance_sweep.json and pie_bench/ into --out, and says each
+stage's result when the stage ends.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, overrid
 from editar.data.nano.world import NanoWorld, Plan, render
 from editar.data.sample import EditSample
 from editar.evaluation.nano.export import export_pie_bench
-from editar.evaluation.nano.run import PROTOCOL, sheet
-from editar.evaluation.nano.scoring import Summary, judge, shuffled, summarise, table
+from editar.evaluation.nano.run import sheet
+from editar.evaluation.nano.scoring import in_memory, score_method, shuffled
 from editar.evaluation.run import evaluate
 from editar.images import save_image
 from editar.models.gpt import GPT
-from editar.report.demo_page import Column, loss_curves, sweep_curve, task_bars, write_report
-from editar.runtime.entry import load_config
-from editar.runtime.files import provenance, write_json
+from editar.report.demo_page import loss_curves, sweep_curve, task_bars, write_demo_page
+from editar.runtime.entry import load_config, script
+from editar.runtime.files import write_json
 from editar.runtime.log import duration, say
 from editar.sampling.pipeline import EditPipeline
+from editar.tables.render import strict_json
+from editar.tables.scores import Evaluation, MethodScores, breakdown
 from editar.training.loop import train
 from editar.training.tokenizer.loop import train_tokenizer
 
@@ -37,29 +40,39 @@ SWEEP = (1.0, 1.5, 2.0, 3.0)
 
 
 class Bench:
-    """The held-out samples every model is scored on."""
+    """The held-out samples that every model is scored on, and what has been found so far."""
 
     def __init__(self, count: int) -> None:
         world = NanoWorld("heldout", count)
         self.plans: list[Plan] = [world.plan(i) for i in range(count)]
         self.samples: list[EditSample] = [render(plan) for plan in self.plans]
         self.instructions = [sample.instruction for sample in self.samples]
+        self.methods: list[MethodScores] = []
+        self.outputs: dict[str, list[np.ndarray]] = {}
 
-    def score(
+    def edit(
         self, pipeline: EditPipeline, name: str, shuffle: bool = False, masked: bool = False, **sampling: float
-    ) -> tuple[Column, Summary]:
-        """Edit and judge every sample; `shuffle` gives each the instruction of another, `masked` tells
+    ) -> MethodScores:
+        """Edit and score every sample; `shuffle` gives each the instruction of another, `masked` tells
         the sampler where the edit goes."""
         instructions = shuffled(self.instructions) if shuffle else self.instructions
         settings = override(pipeline.cfg.sampling, sampling, "sampling")
         ids = [sample.id for sample in self.samples]
         masks = [sample.mask for sample in self.samples] if masked else None
-        outputs = pipeline.edit_arrays([s.source for s in self.samples], instructions, ids, settings, masks)
-        return self.judge(outputs, name)
+        sources = [sample.source for sample in self.samples]
+        return self.add(name, pipeline.edit_arrays(sources, instructions, ids, settings, masks))
 
-    def judge(self, outputs: list[np.ndarray], name: str) -> tuple[Column, Summary]:
-        verdicts = [judge(plan, output) for plan, output in zip(self.plans, outputs, strict=True)]
-        return Column(name, outputs, verdicts), summarise(verdicts)
+    def add(self, name: str, outputs: list[np.ndarray]) -> MethodScores:
+        """Score outputs under a name and say so at once."""
+        self.methods.append(score_method(name, self.plans, outputs))
+        self.outputs[name] = outputs
+        found = in_memory(self.methods).means(self.methods[-1])["success"]
+        say(f"   {name}: {found.mean:.1f} % [{found.low:.0f}, {found.high:.0f}] of {found.count} edits succeed")
+        return self.methods[-1]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return in_memory(self.methods)
 
 
 def train_from_scratch(out: Path, tokenizer_steps: int, gpt_steps: int) -> Path:
@@ -100,6 +113,7 @@ def score_as_pie_bench(checkpoint: Path, out: Path, count: int) -> None:
     evaluate(load_config(EvalConfig, "eval", overrides))
 
 
+@script("demo")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
@@ -109,56 +123,78 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer-steps", type=int, default=230)
     parser.add_argument("--gpt-steps", type=int, default=440)
     args = parser.parse_args(argv)
-    started = time.perf_counter()
+    clock = Stages()
     torch.manual_seed(0)
     bench = Bench(args.samples)
-    summaries: dict[str, Summary] = {}
 
-    say("== 1/4 the reference checkpoint ==")
+    clock.begin("1/4 the reference checkpoint")
     reference = EditPipeline.from_pretrained(args.reference)
-    shown, summaries["reference"] = bench.score(reference, "reference")
-    _, summaries["shuffled text"] = bench.score(reference, "shuffled", shuffle=True)
-    _, summaries["with the mask"] = bench.score(reference, "masked", masked=True)
-    _, summaries["tokenizer alone"] = bench.judge(reference.reconstruct([s.target for s in bench.samples]), "ceiling")
-    few = Bench(args.samples // 3)
-    sweep = {scale: few.score(reference, "sweep", cfg_scale=scale)[1] for scale in SWEEP}
+    bench.edit(reference, "reference")
+    bench.edit(reference, "shuffled text", shuffle=True)
+    bench.edit(reference, "with the mask", masked=True)
+    bench.add("tokenizer alone", reference.reconstruct([sample.target for sample in bench.samples]))
+    save_image(sheet(bench.samples, bench.outputs["reference"], successes(bench.methods[0])), args.out / "grid.png")
+    say(f"   look: {args.out / 'grid.png'} (source | target | output)")
+    few = Bench(max(1, args.samples // 3))
+    for scale in SWEEP:
+        few.edit(reference, f"guidance {scale:g}", cfg_scale=scale)
 
-    say("== 2/4 from scratch ==")
+    clock.begin("2/4 a model from scratch")
     run_folder = train_from_scratch(args.out / "scratch", args.tokenizer_steps, args.gpt_steps)
     scratch = EditPipeline.from_pretrained(run_folder)
-    scratch_shown, summaries["from scratch"] = bench.score(scratch, "from scratch")
-    _, summaries["scratch, shuffled"] = bench.score(scratch, "shuffled", shuffle=True)
+    bench.edit(scratch, "from scratch")
+    bench.edit(scratch, "scratch, shuffled", shuffle=True)
     untrained = EditPipeline(scratch.cfg, GPT(scratch.cfg.gpt).eval(), scratch.tokenizer, scratch.text)
-    _, summaries["untrained"] = bench.score(untrained, "untrained")
+    bench.edit(untrained, "untrained")
 
-    say("== 3/4 report ==")
-    minutes = duration(time.perf_counter() - started)
-    write_json(
-        args.out / "metrics.json",
-        {
-            "protocol": PROTOCOL,
-            "samples": args.samples,
-            "made_by": provenance(),
-            "wall_time": minutes,
-            "systems": {name: summary.as_dict() for name, summary in summaries.items()},
-            "guidance_sweep": {str(scale): summary.as_dict() for scale, summary in sweep.items()},
-        },
-    )
-    save_image(sheet(bench.samples, shown.outputs, shown.verdicts), args.out / "grid.png")
-    metrics = {"from scratch": run_folder / "metrics.jsonl"}
-    reference_log = args.reference / "metrics.jsonl"
+    clock.begin("3/4 the page")
+    write_json(args.out / "scores.json", strict_json(bench.evaluation.as_dict()))
+    write_json(args.out / "guidance_sweep.json", strict_json(few.evaluation.as_dict()))
+    write_page(args, bench, few, run_folder, clock.minutes)
+    print(breakdown(bench.evaluation, ["success"]))
+
+    clock.begin("4/4 the paper's evaluator on nano edits")
+    score_as_pie_bench(args.reference, args.out / "pie_bench", args.pie_samples)
+    clock.end()
+    print(f"\n{clock.minutes} in all. Look at {args.out / 'report.html'}; numbers in {args.out / 'scores.json'}")
+
+
+class Stages:
+    """Says which stage begins and how long the one before took."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.name = ""
+
+    def begin(self, name: str) -> None:
+        self.end()
+        self.name, self.last = name, time.perf_counter()
+        say(f"== {name} ==")
+
+    def end(self) -> None:
+        if self.name:
+            say(f"   done in {duration(time.perf_counter() - self.last)}")
+
+    @property
+    def minutes(self) -> str:
+        return duration(time.perf_counter() - self.started)
+
+
+def successes(method: MethodScores) -> list[bool]:
+    return [row["success"] > 0 for row in method.rows]
+
+
+def write_page(args: argparse.Namespace, bench: Bench, few: Bench, run_folder: Path, minutes: str) -> None:
+    tokenizer, reference = args.out / "scratch/tokenizer/metrics.jsonl", args.reference / "metrics.jsonl"
     plots = [
-        task_bars({name: summaries[name] for name in ("reference", "from scratch")}),
-        sweep_curve(sweep, len(few.samples)),
-        loss_curves(metrics, "GPT from scratch: losses", ("token", "distill")),
-        loss_curves(
-            {"tokenizer": args.out / "scratch/tokenizer/metrics.jsonl"}, "Tokenizer from scratch: PSNR", ("psnr_db",)
-        ),
+        task_bars(bench.evaluation, ("reference", "from scratch")),
+        sweep_curve(few.evaluation, SWEEP),
+        loss_curves({"from scratch": run_folder / "metrics.jsonl"}, "GPT from scratch: losses", ("token", "distill")),
+        loss_curves({"tokenizer": tokenizer}, "Tokenizer from scratch: PSNR", ("psnr_db",)),
     ]
-    if reference_log.is_file():
-        plots.append(
-            loss_curves({"reference": reference_log}, "Reference: losses", ("token", "heldout_token", "distill"))
-        )
+    if reference.is_file():
+        keys = ("token", "heldout_token", "distill")
+        plots.append(loss_curves({"reference": reference}, "Reference: losses", keys))
     intro = (
         f"{args.samples} held-out samples of eight tasks at 64 px. 'reference' ships with the repository; "
         f"'from scratch' was trained just now ({args.tokenizer_steps} tokenizer steps, {args.gpt_steps} GPT steps). "
@@ -166,18 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         "around the true edit mask change (translations have none); 'tokenizer alone' passes the true target "
         f"through the VQ tokenizer, the best any model on its codes can do. Wall time {minutes}."
     )
-    write_report(
-        args.out / "report.html", "EditAR nano demo", intro, summaries, bench.samples, [shown, scratch_shown], plots
-    )
-    print(table(summaries))
-
-    say("== 4/4 the paper's evaluator on nano edits ==")
-    score_as_pie_bench(args.reference, args.out / "pie_bench", args.pie_samples)
-    minutes = duration(time.perf_counter() - started)
-    print(
-        f"\n{minutes} in all. Look at {args.out / 'report.html'} and {args.out / 'grid.png'}; "
-        f"numbers in {args.out / 'metrics.json'}"
-    )
+    shown = {name: bench.outputs[name] for name in ("reference", "from scratch")}
+    write_demo_page(args.out / "report.html", "EditAR nano demo", intro, bench.evaluation, bench.samples, shown, plots)
 
 
 if __name__ == "__main__":

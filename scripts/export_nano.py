@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from editar.errors import ConfigError
 from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
+from editar.runtime.entry import script
 
 
+@script("export_nano")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["pie_bench", *PROMPTS])
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the held-out samples")
     args = parser.parse_args(argv)
     if args.folder.exists() and any(args.folder.iterdir()):
-        parser.error(f"{args.folder} is in use; choose another folder or remove it")
+        raise ConfigError(f"{args.folder} is in use; choose another folder or remove it")
     if args.benchmark == "pie_bench":
         export_pie_bench(args.folder, args.count, args.seed)
     else:

@@ -9,25 +9,26 @@ Each row of the sheet: source | target | id and instruction, after every transfo
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.loader import Item, Reader, TrainStream
 from editar.data.mixture import Mixture
 from editar.data.sample import BadRow
 from editar.data.sources import open_sources
+from editar.errors import ConfigError
 from editar.images import contact_sheet, save_image
-from editar.runtime.entry import load_config, user_errors
+from editar.runtime.entry import load_config, script
 from editar.runtime.log import say
 
 SIDE = 192  # pixels of a picture on the sheet
 SHARE_DRAWS = 10_000
 
 
+@script("inspect_data")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of editar.train")
@@ -36,14 +37,6 @@ def main() -> None:
     parser.add_argument("--rows", default="0:24", help="with --source: which rows, FIRST:END")
     parser.add_argument("--out", default="outputs/inspect_data.png")
     options = parser.parse_args()
-    try:
-        inspect(options)
-    except user_errors() as error:
-        print(f"inspect_data: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def inspect(options: argparse.Namespace) -> None:
     cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
     sources = open_sources(cfg.data)
     readers = [Reader(source, None, cfg.image_size, pictures=False) for source in sources.values()]

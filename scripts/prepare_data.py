@@ -12,13 +12,13 @@ contact_sheet.png (look at it).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from editar.data.prepare.parquet import SOURCES, Request, prepare
-from editar.runtime.entry import user_errors
+from editar.runtime.entry import script
 
 
+@script("prepare_data")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=SOURCES)
@@ -34,14 +34,7 @@ def main() -> None:
     parser.add_argument("--rows-per-shard", type=int, default=1000, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
     parser.add_argument("--allow-truncated", action="store_true", help="SEED: take what an incomplete archive holds")
-    try:
-        prepare(Request(**vars(parser.parse_args())))
-    except user_errors() as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nprepare_data: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+    prepare(Request(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

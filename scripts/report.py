@@ -11,15 +11,15 @@ NAME=SCORED calls its method NAME. The tables also go to the terminal and into r
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from editar.report.merge import load_scored
 from editar.report.page import write_comparison
-from editar.runtime.entry import user_errors
+from editar.runtime.entry import script
 
 
-def main(arguments: list[str] | None = None) -> int:
+@script("report")
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scored", nargs="+", metavar="SCORED")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
@@ -28,15 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--pictures", type=int, default=300, help="entries per benchmark that bring their pictures along (300)"
     )
     options = parser.parse_args(arguments)
-    try:
-        write_comparison(
-            [load_scored(argument) for argument in options.scored], options.out, options.title, options.pictures
-        )
-    except user_errors() as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    scored = [load_scored(argument) for argument in options.scored]
+    write_comparison(scored, options.out, options.title, options.pictures)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 3: PIE-Bench with our checkpoint and with the baselines that can be run here, one table, one report.
 #   CHECKPOINT=checkpoints/editar-xl DATA=data/pie_bench [GPUS=8] scripts/table3.sh [key=value ...]
-# The arguments go to our run alone (+sampling.cfg_scale=2); OVERRIDES="judges.clip=null" go to every run.
+# The arguments go to our run alone (+sampling.cfg_scale=2); OVERRIDES="networks.clip=null" go to every run.
 # BASELINES (instruct_pix2pix magicbrush) are run through diffusers (pip install -e '.[baselines]'); FOLDERS
 # ("mgie=DIR seed_x_edit=DIR") are pictures made elsewhere.
 # Estimate: table 1's time, and 5 s a picture for each baseline: an hour on one GPU, 8 minutes on eight.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from editar.errors import ImageError
 from editar.images import (
-    ImageError,
     batch_to_tensor,
     load_image,
     preprocess,

@@ -13,9 +13,9 @@ from tests.helpers.tiny import ROOT
 ORDER = (
     "errors",
     "config",
+    "runtime",
     "images",
     "conditions",
-    "runtime",
     "models",
     "weights",
     "data",

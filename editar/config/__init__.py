@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from editar.config.baseline import BaselineConfig
-from editar.config.checks import ConfigError, check_sampling
+from editar.config.checks import check_sampling
 from editar.config.compose import explain, override, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
 from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
-from editar.config.evaluation import JudgeSources
+from editar.config.evaluation import NetworkSources
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 
@@ -23,13 +23,12 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 __all__ = [
     "BaselineConfig",
     "CONFIG_DIR",
-    "ConfigError",
     "DataConfig",
     "DropConfig",
     "EditConfig",
     "EvalConfig",
     "GPTConfig",
-    "JudgeSources",
+    "NetworkSources",
     "LossConfig",
     "NanoDataConfig",
     "OptimConfig",

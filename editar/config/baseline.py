@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from editar.config.checks import ConfigError, check_choice, check_positive
+from editar.config.checks import check_choice, check_positive
+from editar.errors import ConfigError
 
 
 @dataclass

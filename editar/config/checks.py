@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from editar.config.model import GPTConfig, TokenizerConfig
 from editar.config.training import OptimConfig, SamplingConfig
+from editar.errors import ConfigError
 
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message is one line for the person who wrote it."""
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}")
+
+
+def check_dtype(key: str, value: str, auto: bool = False) -> None:
+    """`float32`, `bfloat16` or `float16`, with `auto` also "auto"."""
+    check_choice(key, value, (*("auto",) * auto, *DTYPES))
 
 
 def check_positive(key: str, value: int) -> None:
@@ -21,6 +25,8 @@ def check_positive(key: str, value: int) -> None:
 
 
 def check_tokenizer(cfg: TokenizerConfig, image_size: int) -> None:
+    for key in ("ch", "num_res_blocks", "norm_groups", "z_channels", "codebook_size", "codebook_dim"):
+        check_positive(f"tokenizer.{key}", getattr(cfg, key))
     if len(cfg.encoder_ch_mult) != len(cfg.decoder_ch_mult):
         raise ConfigError(
             f"tokenizer.encoder_ch_mult has {len(cfg.encoder_ch_mult)} levels, "
@@ -38,11 +44,13 @@ def check_tokenizer(cfg: TokenizerConfig, image_size: int) -> None:
 
 
 def check_gpt(cfg: GPTConfig) -> None:
+    for key in ("dim", "n_layer", "n_head", "multiple_of"):
+        check_positive(f"gpt.{key}", getattr(cfg, key))
     if cfg.dim % cfg.n_head:
         raise ConfigError(f"gpt.dim={cfg.dim} is not divisible by gpt.n_head={cfg.n_head}")
     if cfg.head_dim % 4:
         raise ConfigError(f"gpt.dim/gpt.n_head={cfg.head_dim} must be divisible by 4 (2-D rotary pairs)")
-    if cfg.n_kv_head is not None and cfg.n_head % cfg.n_kv_head:
+    if cfg.n_kv_head is not None and (cfg.n_kv_head < 1 or cfg.n_head % cfg.n_kv_head):
         raise ConfigError(f"gpt.n_head={cfg.n_head} is not divisible by gpt.n_kv_head={cfg.n_kv_head}")
     check_choice("rope.layout", cfg.rope.layout, ("quadrants", "shared"))
     check_choice("rope.text", cfg.rope.text, ("zero", "identity"))

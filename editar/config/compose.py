@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from editar.config.checks import ConfigError
+from editar.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from editar.config.checks import ConfigError, check_choice, check_positive
+from editar.config.checks import check_choice, check_positive
+from editar.errors import ConfigError
 
 KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
 SHAPE_COUNTS = (1, 2, 2, 3)

@@ -9,8 +9,8 @@ from omegaconf import MISSING
 
 from editar.config.baseline import BaselineConfig
 from editar.config.checks import (
-    ConfigError,
     check_choice,
+    check_dtype,
     check_gpt,
     check_optim,
     check_positive,
@@ -18,9 +18,17 @@ from editar.config.checks import (
     check_tokenizer,
 )
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig
-from editar.config.evaluation import JudgeSources
+from editar.config.evaluation import NetworkSources
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+from editar.errors import ConfigError
+
+MAY_CHANGE = {"may_change": True}
+
+
+def may_change(default: Any) -> Any:
+    """A field that may differ when a run goes on: it alters nothing that a step computes, beyond rounding."""
+    return field(default=default, metadata=MAY_CHANGE)
 
 
 @dataclass
@@ -31,30 +39,30 @@ class TrainConfig:
     `micro_batch` samples at once and accumulates gradients over the rest of its share.
     """
 
-    output_dir: str = MISSING
+    output_dir: str = may_change(MISSING)
     seed: int = 0
     image_size: int = 512
-    steps: int = 40000
+    steps: int = may_change(40000)  # moves the end of a decaying learning rate
     global_batch: int = 64
-    micro_batch: int = 8
+    micro_batch: int = may_change(8)
     precision: str = "bf16"  # bf16 autocast over float32 weights | fp32
-    compile: bool = False  # each block
-    parallel: str = "ddp"  # ddp | fsdp (shards weights, gradients and moments; for the larger sizes)
-    activation_checkpointing: bool = False  # keep each block's input only: less memory, a third more work
-    num_workers: int = 4
-    log_every: int = 10
-    eval_every: int = 1000
-    save_every: int = 1000
-    keep_checkpoints: int = 2  # the newest ones
-    keep_every: int = 0  # and every step that is a multiple of this; 0 = none
-    async_checkpoints: bool = True  # write them while training goes on
+    compile: bool = may_change(False)  # each block
+    parallel: str = may_change("ddp")  # ddp | fsdp (shards weights, gradients and moments; for the larger sizes)
+    activation_checkpointing: bool = may_change(False)  # keep each block's input only: less memory, a third more work
+    num_workers: int = may_change(4)
+    log_every: int = may_change(10)
+    eval_every: int = may_change(1000)
+    save_every: int = may_change(1000)
+    keep_checkpoints: int = may_change(2)  # the newest ones
+    keep_every: int = may_change(0)  # and every step that is a multiple of this; 0 = none
+    async_checkpoints: bool = may_change(True)  # write them while training goes on
     resume: str = "auto"  # auto | never
     init_from: str | None = None
-    skip_nonfinite: int = 0  # steps with a non-finite loss or gradient that may be left out; one more stops the run
-    timeout_s: int = 1800  # a process that waits longer than this for the others gives up
-    dry_run: bool = False  # build everything without weights, print what the run would need, check it, stop
-    profile: bool = False  # write a torch profiler trace of three early steps to OUTPUT_DIR/profile
-    device: str = "auto"
+    skip_nonfinite: int = may_change(0)  # steps with a non-finite loss or gradient that may be skipped; one more stops
+    timeout_s: int = may_change(1800)  # a process that waits longer than this for the others gives up
+    dry_run: bool = may_change(False)  # build everything without weights, print what the run would need, check, stop
+    profile: bool = may_change(False)  # write a torch profiler trace of three early steps to OUTPUT_DIR/profile
+    device: str = may_change("auto")
     gpt: GPTConfig = field(default_factory=GPTConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -65,22 +73,15 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata=MAY_CHANGE)
 
     def resolve(self) -> None:
         """Fill the GPT's shapes from the sections that own them, then check the whole."""
-        gpt = self.gpt
-        gpt.rope = self.rope
-        gpt.vocab_size = self.tokenizer.codebook_size
-        gpt.grid = self.image_size // self.tokenizer.downsample
-        gpt.text_tokens = self.text.max_tokens
-        gpt.text_dim = self.text.dim
-        gpt.null_text_rows = self.text.max_tokens
-        has_teacher = self.teacher.name != "none"
-        gpt.teacher_dim = self.teacher.dim if has_teacher else None
-        gpt.teacher_grid = self.teacher.grid if has_teacher else None
         check_tokenizer(self.tokenizer, self.image_size)
-        check_gpt(gpt)
+        self._fill_gpt()
+        check_gpt(self.gpt)
+        check_dtype("text.dtype", self.text.dtype)
+        check_dtype("teacher.dtype", self.teacher.dtype)
         self.data.check()
         check_choice("precision", self.precision, ("bf16", "fp32"))
         check_choice("parallel", self.parallel, ("ddp", "fsdp"))
@@ -99,6 +100,26 @@ class TrainConfig:
         total = self.drop.text + self.drop.image + self.drop.both
         if min(self.drop.text, self.drop.image, self.drop.both) < 0 or total > 1:
             raise ConfigError(f"drop.* must be >= 0 and sum to at most 1, found a sum of {total:g}")
+
+    def _fill_gpt(self) -> None:
+        """What the GPT takes from the other sections. Raises ConfigError for a gpt.* that contradicts them."""
+        has_teacher = self.teacher.name != "none"
+        owners: dict[str, tuple[str, Any]] = {
+            "vocab_size": ("tokenizer.codebook_size", self.tokenizer.codebook_size),
+            "grid": ("image_size and the tokenizer's downsampling", self.image_size // self.tokenizer.downsample),
+            "text_tokens": ("text.max_tokens", self.text.max_tokens),
+            "text_dim": ("text.dim", self.text.dim),
+            "null_text_rows": ("text.max_tokens", self.text.max_tokens),
+            "teacher_dim": ("teacher.dim", self.teacher.dim if has_teacher else None),
+            "teacher_grid": ("teacher.grid", self.teacher.grid if has_teacher else None),
+            "rope": ("rope", self.rope),
+        }
+        unset = GPTConfig()
+        for key, (owner, value) in owners.items():
+            found = getattr(self.gpt, key)
+            if found not in (getattr(unset, key), value):
+                raise ConfigError(f"gpt.{key}={found} contradicts {owner}, which makes it {value}; set that instead")
+            setattr(self.gpt, key, value)
 
 
 @dataclass
@@ -157,6 +178,7 @@ class EditConfig:
 
     def resolve(self) -> None:
         check_positive("num_samples", self.num_samples)
+        check_dtype("dtype", self.dtype, auto=True)
         if self.mask_dilate < 0:
             raise ConfigError(f"mask_dilate={self.mask_dilate} must not be negative")
 
@@ -166,10 +188,8 @@ class EvalConfig:
     """`python -m editar.eval`: edit a benchmark with a checkpoint or a baseline and score it, or score
     anybody's pictures.
 
-    benchmark  `nano` (the procedural world), `pie_bench` (Tables 1 and 3), or for Table 2
-               `depth`, `canny`, `cocostuff`
-    root       the benchmark's folder; pie_bench: the one that holds mapping_file.json; Table 2: the
-               validation set's table
+    benchmark  one of configs/benchmark, whose files say what it is
+    root       the benchmark's folder; nano has none
     stage      `generate` edits into output_dir/images (restartable, shared by the ranks of torchrun),
                `score` scores what is there, `all` does both
     results    score these pictures instead: a folder or a JSON map {id: file}, or several as
@@ -186,33 +206,30 @@ class EvalConfig:
     results: Any = None
     method: str = ""
     samples: int = 240  # nano
+    data_seed: int | None = None  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = False  # nano
     protocol: str = "editar"  # Table 2: editar | controlnet++
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
-    rows: int | None = None  # Table 2: only the first rows, not comparable
+    rows: int | None = None  # Table 2 and folder: only the first rows
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
     dtype: str = "auto"  # of the GPT, as in editar.edit
     score_batch: int = 16
     num_workers: int = 2
     device: str = "auto"
-    judges: JudgeSources = field(default_factory=JudgeSources)
+    networks: NetworkSources = field(default_factory=NetworkSources)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:
         self.method = self.method or self.baseline.method or "ours"
-        check_choice("benchmark", self.benchmark, ("nano", "pie_bench", "depth", "canny", "cocostuff"))
         check_choice("stage", self.stage, ("all", "generate", "score"))
         check_choice("protocol", self.protocol, ("editar", "controlnet++"))
+        check_dtype("dtype", self.dtype, auto=True)
         for key in ("samples", "score_batch", "rows"):
             if getattr(self, key) is not None:
                 check_positive(key, getattr(self, key))
         if self.prompt is not None and self.prompt.count("{}") != 1:
             raise ConfigError(f"prompt={self.prompt!r} must hold one {{}} for the caption")
-        if self.benchmark == "nano" and (self.stage != "all" or self.results):
-            raise ConfigError("benchmark=nano runs as a whole: leave stage=all and results=null")
-        if self.benchmark != "nano" and not self.root:
-            raise ConfigError(f"benchmark={self.benchmark} needs root=FOLDER")
         if self.results and self.stage != "score":
             raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
         self.baseline.check(self.benchmark, self.stage)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class JudgeSources:
+class NetworkSources:
     """Local path or hub id of each network; null leaves its columns out.
 
     structure also takes timm/vit_base_patch8_224.dino, clip openai/clip-vit-large-patch14, depth

@@ -65,8 +65,11 @@ class RopeConfig:
 
 @dataclass
 class GPTConfig:
-    """LlamaGen transformer with EditAR's prefix. Shapes that follow from other parts are filled in
-    by `TrainConfig.gpt_shape`, so they are written once in YAML."""
+    """LlamaGen transformer with EditAR's prefix.
+
+    The fields of the second block follow from other sections, so that each is written once in YAML:
+    `TrainConfig.resolve` fills them in, and refuses a value that says something else. 0 or null = not filled in.
+    """
 
     dim: int = 1280
     n_layer: int = 36
@@ -80,15 +83,14 @@ class GPTConfig:
     attn_dropout: float = 0.0
     resid_dropout: float = 0.1
     ffn_dropout: float = 0.1
-    # Filled from the other sections by `resolve`.
-    vocab_size: int = 16384
-    grid: int = 32
-    text_tokens: int = 120
-    text_dim: int = 2048
-    null_text_rows: int = 120
-    teacher_dim: int | None = 768
-    teacher_grid: int | None = None
-    rope: RopeConfig = field(default_factory=RopeConfig)
+    vocab_size: int = 0  # tokenizer.codebook_size
+    grid: int = 0  # image_size / tokenizer.downsample
+    text_tokens: int = 0  # text.max_tokens
+    text_dim: int = 0  # text.dim
+    null_text_rows: int = 0  # text.max_tokens
+    teacher_dim: int | None = None  # teacher.dim
+    teacher_grid: int | None = None  # teacher.grid
+    rope: RopeConfig = field(default_factory=RopeConfig)  # rope
 
     @property
     def image_tokens(self) -> int:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from editar.config import SourceConfig
 from editar.data.sample import BadRow, Texts
-from editar.data.tables import DataError
+from editar.errors import DataError
 
 FORMAT = 1
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CacheManifest:
     """What a cache depends on. `features` names the teacher whose features are stored, if any."""
 
     source: str
@@ -66,7 +66,7 @@ class Manifest:
     def shards(self) -> int:
         return -(-self.rows // SHARD_ROWS)
 
-    def read(self, folder: Path) -> Manifest | None:
+    def read(self, folder: Path) -> CacheManifest | None:
         """The manifest in `folder`, None if there is none. Raises DataError unless it equals this one."""
         found = stored_manifest(str(folder.parent), folder.name)
         for key, value in asdict(self).items() if found is not None else ():
@@ -80,10 +80,10 @@ class Manifest:
         return found
 
 
-def stored_manifest(cache: str | None, name: str) -> Manifest | None:
+def stored_manifest(cache: str | None, name: str) -> CacheManifest | None:
     """What the cache of source `name` says about itself, None if there is none."""
     path = Path(cache or "") / name / "manifest.json"
-    return Manifest(**json.loads(path.read_text())) if cache and path.is_file() else None
+    return CacheManifest(**json.loads(path.read_text())) if cache and path.is_file() else None
 
 
 def texts_key(cfg: SourceConfig) -> str:
@@ -112,7 +112,7 @@ class Encoded:
 class CodesCache:
     """Random access to a complete cache of one source."""
 
-    def __init__(self, folder: Path, manifest: Manifest, backward_chance: float) -> None:
+    def __init__(self, folder: Path, manifest: CacheManifest, backward_chance: float) -> None:
         found = manifest.read(folder)
         missing = [k for k in range(manifest.shards) if not shard_path(folder, k).is_file()]
         if found is None or missing:

@@ -7,7 +7,6 @@ the bytes do not depend on ranks, workers or interruptions.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,32 +19,33 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.codes import (
     GROUP_ROWS,
     SCHEMA,
     SHARD_ROWS,
+    CacheManifest,
     CodesCache,
-    Manifest,
     pack_features,
     pack_picture,
     shard_path,
     texts_key,
 )
-from editar.data.sample import BadRow, Texts, finish
+from editar.data.sample import BadRow, Texts, resize_pair
 from editar.data.sources import Source
+from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.models.teacher import Teacher
 from editar.models.vq import VQModel
-from editar.runtime.distributed import World
-from editar.runtime.files import write_json
+from editar.runtime.distributed import Ranks
+from editar.runtime.files import atomic, write_json
 from editar.runtime.log import say
 
 BATCH = 32  # pairs encoded at once
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LoadedRow:
     """A row before the tokenizer: source and target (size, size, 3) uint8, or why there are none."""
 
     id: str
@@ -56,7 +56,7 @@ class Pictures:
     texts: Texts | None = None
 
 
-class RowPictures(Dataset[Pictures]):
+class RowPictures(Dataset[LoadedRow]):
     """Row r of a source, read and resized in a worker."""
 
     def __init__(self, source: Source, rows: range, size: int) -> None:
@@ -65,14 +65,14 @@ class RowPictures(Dataset[Pictures]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Pictures:
+    def __getitem__(self, index: int) -> LoadedRow:
         row = self.rows[index]
         try:
             pair = self.source.pair(row)
-            source, target = finish(pair, self.size)
+            source, target = resize_pair(pair, self.size)
         except BadRow as error:
-            return Pictures(self.source.row_id(row), str(error))
-        return Pictures(pair.id, None, pair.task, source, target, pair.texts)
+            return LoadedRow(self.source.row_id(row), str(error))
+        return LoadedRow(pair.id, None, pair.task, source, target, pair.texts)
 
 
 def tokenizer_checksum(tokenizer: VQModel) -> str:
@@ -84,9 +84,9 @@ def tokenizer_checksum(tokenizer: VQModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def manifest(cfg: TrainConfig, source: Source, checksum: str) -> Manifest:
+def manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
     """What `source`'s cache must have been made of under this config."""
-    return Manifest(
+    return CacheManifest(
         source=source.name,
         revision=source.revision,
         texts=texts_key(source.cfg),
@@ -104,7 +104,7 @@ def open_cache(cfg: TrainConfig, source: Source, checksum: str) -> CodesCache:
 
 
 def build_cache(
-    cfg: TrainConfig, source: Source, tokenizer: VQModel, checksum: str, teacher: Teacher | None, world: World
+    cfg: TrainConfig, source: Source, tokenizer: VQModel, checksum: str, teacher: Teacher | None, ranks: Ranks
 ) -> None:
     """Write this rank's share of the shards that `source`'s cache still lacks."""
     folder = Path(str(cfg.data.cache)) / source.name
@@ -112,32 +112,32 @@ def build_cache(
     if wanted.features and source.cfg.backward > 0:
         raise ConfigError(f"data.cache_features=true cannot hold {source.name}, whose pairs are used backwards too")
     found = wanted.read(folder)
-    world.barrier()  # nobody writes before everybody has looked
-    if found is None and world.is_main:
+    ranks.barrier()  # nobody writes before everybody has looked
+    if found is None and ranks.is_main:
         write_json(folder / "manifest.json", asdict(wanted))
     todo = [k for k in range(wanted.shards) if not shard_path(folder, k).is_file()]
-    mine = todo[world.rank :: world.size]
-    if todo and world.is_main:
+    mine = todo[ranks.rank :: ranks.size]
+    if todo and ranks.is_main:
         say(f"{source.name}: encoding {len(todo)} of {wanted.shards} shards ({wanted.rows} rows) into {folder}")
     rows = sum(min(SHARD_ROWS, wanted.rows - k * SHARD_ROWS) for k in mine)
-    with tqdm(total=rows, desc=source.name, unit="row", mininterval=2, disable=not (mine and world.is_main)) as bar:
+    with tqdm(total=rows, desc=source.name, unit="row", mininterval=2, disable=not (mine and ranks.is_main)) as bar:
         for shard in mine:
             last = min((shard + 1) * SHARD_ROWS, wanted.rows)
             dataset = RowPictures(source, range(shard * SHARD_ROWS, last), cfg.image_size)
             records: list[dict[str, Any]] = []
             for batch in read(dataset, cfg.num_workers):
-                records += encode(batch, tokenizer, teacher if wanted.features else None, world.device)
+                records += encode(batch, tokenizer, teacher if wanted.features else None, ranks.device)
                 bar.update(len(batch))
             write_shard(records, shard_path(folder, shard))
-    world.barrier()
+    ranks.barrier()
 
 
-def read(dataset: RowPictures, workers: int) -> Iterator[list[Pictures]]:
+def read(dataset: RowPictures, workers: int) -> Iterator[list[LoadedRow]]:
     yield from DataLoader(dataset, batch_size=BATCH, collate_fn=list, num_workers=workers)  # type: ignore[misc]
 
 
 def encode(
-    batch: list[Pictures], tokenizer: VQModel, teacher: Teacher | None, device: torch.device
+    batch: list[LoadedRow], tokenizer: VQModel, teacher: Teacher | None, device: torch.device
 ) -> list[dict[str, Any]]:
     """Rows of SCHEMA, in order."""
     good = [row for row in batch if row.bad is None]
@@ -157,9 +157,9 @@ def encode(
             "task": row.task,
             "source": both[index].tobytes(),
             "target": both[len(good) + index].tobytes(),
-            "forward": list(row.texts.forward),
-            "backward": list(row.texts.backward),
-            "source_picture": pack_picture(row.source) if row.texts.backward else None,
+            "forward": list(row.texts.instructions),
+            "backward": list(row.texts.reversed_instructions),
+            "source_picture": pack_picture(row.source) if row.texts.reversed_instructions else None,
             "target_picture": pack_picture(row.target),
             "features": None if features is None else pack_features(features[index]),
         }
@@ -167,7 +167,6 @@ def encode(
 
 
 def write_shard(records: list[dict[str, Any]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
     table = pa.Table.from_pylist(records, schema=SCHEMA)
-    pq.write_table(table, partial, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        pq.write_table(table, partial, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from editar.data.tables import DataError
+from editar.errors import DataError
 
 KEYS = ("source", "target", "instruction")
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from editar.data import stream
 from editar.data.codes import CodesCache, unpack_picture
 from editar.data.mixture import Mixture
-from editar.data.sample import BadRow, finish
+from editar.data.sample import BadRow, resize_pair
 from editar.data.sources import Source
-from editar.data.tables import DataError
+from editar.errors import DataError
 from editar.runtime.log import say
 from editar.runtime.stop import SIGNALS
 
@@ -105,7 +105,7 @@ class Reader:
     def item(self, row: int, direction: float, wording: float) -> Item:
         if self.cache is None:
             pair = self.source.pair(row)
-            first, second = finish(pair, self.size)
+            first, second = resize_pair(pair, self.size)
             reverse, instruction = pair.texts.choose(direction, wording)
             source, target = (second, first) if reverse else (first, second)
             return Item(pair.task, pair.id, instruction, source, target, target if self.pictures else None)
@@ -168,7 +168,7 @@ class HeldoutRows(Dataset[tuple[int, Item]]):
         return found
 
 
-class Draws:
+class DrawBatchSampler:
     """Micro-batches of draw numbers of one rank: steps [start, stop), `share` draws of each step."""
 
     def __init__(self, start: int, stop: int, rank: int, size: int, global_batch: int, micro_batch: int) -> None:

@@ -24,14 +24,14 @@ class Texts:
     """Instructions of a pair: source -> target, target -> source (empty when it is never reversed),
     and the chance of the latter."""
 
-    forward: tuple[str, ...]
-    backward: tuple[str, ...] = ()
-    backward_chance: float = 0.0
+    instructions: tuple[str, ...]
+    reversed_instructions: tuple[str, ...] = ()
+    reverse_chance: float = 0.0
 
     def choose(self, direction: float, wording: float) -> tuple[bool, str]:
         """Two numbers in [0, 1) -> (is the pair reversed, instruction)."""
-        reverse = bool(self.backward) and direction < self.backward_chance
-        choices = self.backward if reverse else self.forward
+        reverse = bool(self.reversed_instructions) and direction < self.reverse_chance
+        choices = self.reversed_instructions if reverse else self.instructions
         return reverse, choices[int(wording * len(choices))]
 
 
@@ -62,7 +62,7 @@ class EditSample:
     target_caption: str = ""
 
 
-def finish(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
+def resize_pair(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Both pictures as the tokenizer reads them, (size, size, 3) uint8: short side to `size`, centre
     crop, then edges where they are the condition (EditAR's order)."""
     target = np.array(resize_and_crop(pair.target, size))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from editar.runtime.files import DataError, one_line
+from editar.errors import DataError, one_line
 
 
 class Shard(ABC):

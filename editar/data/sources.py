@@ -19,8 +19,9 @@ from editar.data.codes import stored_manifest
 from editar.data.folder import FolderTable
 from editar.data.nano.world import NanoWorld
 from editar.data.sample import BadRow, EditSample, Pair, Texts
-from editar.data.tables import DataError, label_map, open_table
-from editar.images import ImageError, load_image
+from editar.data.tables import label_map, open_table
+from editar.errors import DataError, ImageError
+from editar.images import load_image
 
 PIPE_TEXTS = ("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset")
 Row = dict[str, Any]

@@ -24,7 +24,7 @@ import pyarrow as pa
 from PIL import Image
 
 from editar.data.shards import Shard, open_shard, row_of
-from editar.runtime.files import DataError, one_line
+from editar.errors import DataError, one_line
 from editar.runtime.log import say
 
 MANIFEST = "manifest.json"

@@ -1,33 +1,56 @@
-"""`editar.eval`: which benchmark is asked for, and its two stages."""
+"""`editar.eval`: edit a benchmark, score results, write and show what was found; the same for every benchmark."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from editar.config import EvalConfig
-from editar.evaluation.nano.run import evaluate_nano
-from editar.evaluation.pie_bench import run as run_pie
-from editar.evaluation.pie_bench.dataset import load_items
-from editar.evaluation.translation import run as run_translation
-from editar.evaluation.translation.run import Cases
-from editar.runtime.distributed import distributed
-from editar.tables.scores import write_evaluation
+from editar.evaluation.benchmark import Benchmark
+from editar.evaluation.registry import benchmark_class
+from editar.generation.editors import open_editor
+from editar.generation.generate import generate_results
+from editar.generation.result_folder import ResultFolder
+from editar.metrics.networks import network_records, unofficial
+from editar.runtime.device import pick_device
+from editar.runtime.distributed import Ranks, distributed
+from editar.runtime.log import say
+from editar.tables.scores import Evaluation, missing_columns, write_evaluation
 
 
-def evaluate(cfg: EvalConfig) -> None:
-    """As `cfg.stage` says. Raises BenchmarkError before any network is loaded where files do not fit."""
-    if cfg.benchmark == "nano":
-        evaluate_nano(cfg)
-        return
-    if cfg.benchmark == "pie_bench":
-        items = load_items(str(cfg.root))
-        edit, score = partial(run_pie.edit, cfg, items), partial(run_pie.score, cfg, items)
-    else:
-        cases = Cases(cfg)
-        edit, score = partial(run_translation.edit, cfg, cases), partial(run_translation.score, cfg, cases)
-    with distributed(cfg.device) as world:
+def evaluate(cfg: EvalConfig) -> Evaluation | None:
+    """As `cfg.stage` says; returns what was scored. Raises DataError before any network is loaded where files
+    do not fit."""
+    benchmark = benchmark_class(cfg.benchmark)(cfg)
+    with distributed(cfg.device) as ranks:
         if cfg.stage != "score":
-            edit(world)
-    if world.is_main and cfg.stage != "generate":
-        write_evaluation(score(), Path(cfg.output_dir))
+            edit(benchmark, ranks)
+    if not ranks.is_main or cfg.stage == "generate":
+        return None
+    evaluation = score(benchmark)
+    write_evaluation(evaluation, benchmark.tables, Path(cfg.output_dir))
+    benchmark.show(evaluation, Path(cfg.output_dir))
+    return evaluation
+
+
+def edit(benchmark: Benchmark, ranks: Ranks) -> None:
+    folder, editor = Path(benchmark.cfg.output_dir), open_editor(benchmark.cfg, ranks.device)
+    generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum)
+    if ranks.is_main:
+        benchmark.also_make(editor, folder)
+
+
+def score(benchmark: Benchmark) -> Evaluation:
+    """Score every method's picture of every entry."""
+    cfg = benchmark.cfg
+    folders = {name: ResultFolder(source) for name, source in cfg.named_results().items()}
+    for results in folders.values():
+        results.check(benchmark.names())
+    scorer = benchmark.scorer(pick_device(cfg.device))
+    for item in scorer.missing:
+        say(f"scoring {item}")
+    records = network_records(cfg.networks, benchmark.networks, [column.name for column in scorer.columns])
+    methods = [scorer(name, results) for name, results in folders.items()]
+    for method in methods:
+        method.why_not += unofficial(records)
+    missing = missing_columns(scorer.missing)
+    return Evaluation(benchmark.name, benchmark.protocol, benchmark.root, scorer.columns, methods, missing, records)

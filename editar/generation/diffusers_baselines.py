@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from editar.config import BaselineConfig, ConfigError
-from editar.runtime.files import CheckpointError
+from editar.config import BaselineConfig
+from editar.errors import CheckpointError, ConfigError
 from editar.runtime.hub import from_pretrained
 from editar.sampling.decode import SampleSeeds
 

@@ -16,30 +16,30 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 from editar.generation.editors import Editor
 from editar.generation.manifest import MANIFEST, read_manifest, save_stamped
 from editar.images import resize_and_crop
-from editar.runtime.distributed import World
+from editar.runtime.distributed import Ranks
 from editar.runtime.files import write_json
 
 
 @dataclass(frozen=True)
 class EditJob:
     """One edit. `id` chooses its random numbers, `name` its file below images/ (without suffix);
-    `source()` opens the picture; `size` is the side of the result. `caption` describes the wanted
-    picture, for editors that read no instruction."""
+    `source()` opens the picture; `size` is the side of the result, None = the editor's own. `caption`
+    describes the wanted picture, for editors that read no instruction."""
 
     id: str
     name: str
     instruction: str
     caption: str
     source: Callable[[], np.ndarray]
-    size: int
+    size: int | None
 
 
-def generate(
-    editor: Editor, jobs: list[EditJob], folder: Path, world: World, sources_sum: Callable[[], str]
+def generate_results(
+    editor: Editor, jobs: list[EditJob], folder: Path, ranks: Ranks, sources_sum: Callable[[], str]
 ) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order.
 
@@ -48,29 +48,29 @@ def generate(
     """
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
     texts = [getattr(job, editor.reads) for job in jobs]
-    if world.is_main:
+    if ranks.is_main:
         claim(folder, manifest(editor, jobs, texts) | {"sources_sha256": sources_sum()})
-    world.barrier()
+    ranks.barrier()
     made = read_manifest(folder)
     assert made is not None
-    if world.is_main:
+    if ranks.is_main:
         made.check(file for file in files if file.is_file())
     todo = [i for i, file in enumerate(files) if not file.is_file()]
-    world.barrier()  # everybody has looked before anybody writes, so all deal the same cards
-    mine = todo[world.rank :: world.size]
-    with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not world.is_main) as bar:
+    ranks.barrier()  # every process must have listed the missing files before any is written
+    mine = todo[ranks.rank :: ranks.size]
+    with tqdm(total=len(mine), desc=f"editing into {folder.name}", unit="image", disable=not ranks.is_main) as bar:
         for start in range(0, len(mine), editor.batch):
             part = mine[start : start + editor.batch]
-            sources = [fit(jobs[i].source(), editor.size) for i in part]
+            sources = [to_size(jobs[i].source(), editor.size) for i in part]
             outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
-                save_stamped(fit(output, jobs[i].size), files[i], made.stamp)
+                save_stamped(to_size(output, jobs[i].size or editor.size), files[i], made.stamp)
             bar.update(len(part))
-    world.barrier()
+    ranks.barrier()
     return files
 
 
-def fit(picture: np.ndarray, size: int) -> np.ndarray:
+def to_size(picture: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is."""
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,15 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from editar.images import load_image
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
+from editar.images import load_image, save_image
 
 MANIFEST = "manifest.json"
 CHUNK = "editar manifest sha256"
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ResultManifest:
     """A results folder's manifest, as its file holds it."""
 
     file: Path
@@ -55,7 +54,7 @@ class Manifest:
             )
 
 
-def read_manifest(source: Path) -> Manifest | None:
+def read_manifest(source: Path) -> ResultManifest | None:
     """The manifest in a results folder or beside its images/; None for pictures that are not ours.
 
     Raises BenchmarkError for a damaged one.
@@ -69,16 +68,14 @@ def read_manifest(source: Path) -> Manifest | None:
     except ValueError as error:
         raise BenchmarkError(f"{file}: not readable JSON ({error}); remove the folder and make it again") from None
     ours = isinstance(values, dict) and {"image_size", "instructions"} <= set(values)
-    return Manifest(file, values) if ours else None  # prepared data have a manifest.json too
+    return ResultManifest(file, values) if ours else None  # prepared data have a manifest.json too
 
 
 def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:
     """(H, W, 3) uint8 as a PNG with the stamp, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chunks, partial = PngInfo(), path.with_name(f".{path.stem}.part.png")
+    chunks = PngInfo()
     chunks.add_text(CHUNK, stamp)
-    Image.fromarray(picture).save(partial, pnginfo=chunks)
-    os.replace(partial, path)
+    save_image(picture, path, pnginfo=chunks)
 
 
 def read_stamp(path: Path) -> str | None:

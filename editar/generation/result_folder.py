@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from editar.generation.manifest import MANIFEST, Manifest, read_manifest
-from editar.metrics.pictures import BenchmarkError, find_picture
+from editar.errors import BenchmarkError
+from editar.generation.manifest import MANIFEST, ResultManifest, read_manifest
 
 SUBFOLDERS = ("annotation_images", "images")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 
 
-class Results:
+class ResultFolder:
     """`results.path(id, name)` is the picture of one benchmark entry; `made` is our own folder's manifest."""
 
     def __init__(self, source: str | Path) -> None:
         """Raises BenchmarkError for what is neither a folder nor a JSON map, or a map with a file twice."""
         self.source = Path(source)
         self.map: dict[str, Path] | None = None
-        self.made: Manifest | None = None
+        self.made: ResultManifest | None = None
         if self.source.is_dir():
             inner = [self.source / name for name in SUBFOLDERS if (self.source / name).is_dir()]
             self.root = inner[0] if inner else self.source
@@ -82,6 +83,18 @@ class Results:
     def _is_extra(self, path: Path, found: set[Path]) -> bool:
         known = path.name.startswith(".") or path == self.root / MANIFEST
         return path.is_file() and not known and path.resolve() not in found
+
+
+def find_picture(folder: Path, relative: str) -> Path:
+    """`folder/relative`, or the same name with another suffix (results are often kept as PNG).
+
+    Raises BenchmarkError when there is none.
+    """
+    path = folder / relative
+    for candidate in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
+        if candidate.is_file():
+            return candidate
+    raise BenchmarkError(f"{path}: no such result, nor one with {', '.join(SUFFIXES[:4])}")
 
 
 def _check_once(file: Path, map: dict[str, Path]) -> None:

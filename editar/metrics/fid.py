@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from editar.metrics.loading import batches
-from editar.metrics.pictures import SIZE, BenchmarkError, load_square
-from editar.runtime.files import CheckpointError, checksum
+from editar.errors import BenchmarkError, CheckpointError
+from editar.metrics.pictures import SIZE, load_in_batches, load_square
+from editar.runtime.files import atomic, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
 ELSEWHERE = "give fid_statistics=FILE.npz"
@@ -43,10 +43,9 @@ class FidStatistics:
         """Raises BenchmarkError where it cannot be written."""
         path = Path(path)
         check_place(path)
-        partial = path.with_name(f".{path.stem}.part.npz")
         try:
-            np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
-            os.replace(partial, path)
+            with atomic(path) as partial, open(partial, "wb") as file:
+                np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
         except OSError as error:
             raise BenchmarkError(f"{path}: cannot be written ({error.strerror}); {ELSEWHERE}") from None
 
@@ -136,7 +135,7 @@ def features(
     """(N, C) float64 of (H, W, 3) uint8 pictures in their given order."""
     from cleanfid.fid import get_batch_features
 
-    parts = batches(_Resized(pictures), batch, workers, default_collate)
+    parts = load_in_batches(_Resized(pictures), batch, workers, default_collate)
     return np.concatenate([get_batch_features(part, network, device) for part in parts]).astype(np.float64)
 
 

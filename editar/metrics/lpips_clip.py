@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from editar.errors import CheckpointError
 from editar.metrics.networks import frozen, pretrained, processor, read_state
-from editar.runtime.files import CheckpointError, load_state
+from editar.runtime.files import load_state
 
 CLIP_SIDE = 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -1,6 +1,6 @@
 """The networks that score: which file each one needs, and what is left out without it.
 
-A judge is loaded from a local path (the files that `scripts/fetch_weights.py evaluate` gets) or from
+A network is loaded from a local path (the files that `scripts/fetch_weights.py evaluate` gets) or from
 a hub id. Where a file is missing the columns that need it are left out and named; everything else is
 still scored.
 """
@@ -8,7 +8,7 @@ still scored.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from editar.config import ConfigError, JudgeSources
-from editar.metrics.pictures import content_sum
-from editar.runtime.files import CheckpointError, checksum
+from editar.config import NetworkSources
+from editar.errors import CheckpointError, ConfigError
+from editar.runtime.files import checksum, content_sum
 from editar.runtime.hub import from_pretrained
 from editar.weights.fetch import hub_file, load_manifest
 from editar.weights.read import read_file
@@ -38,16 +38,7 @@ class Missing:
         return f"without {', '.join(self.columns)}: {self.reason}"
 
 
-# Field of JudgeSources -> the columns it scores.
-COLUMNS = {
-    "structure": ("structure",),
-    "lpips": ("lpips",),
-    "clip": ("clip_whole", "clip_edited"),
-    "depth": ("depth_rmse",),
-    "segmenter": ("cocostuff_accuracy", "cocostuff_miou", "cocostuff_macc"),
-    "inception": ("depth_fid", "canny_fid", "cocostuff_fid"),
-}
-# Field of JudgeSources -> name in third_party/weights.yaml
+# Field of NetworkSources -> name in third_party/weights.yaml
 FETCH_NAMES = {
     "structure": "dino_vitb8",
     "lpips": "lpips_squeeze",
@@ -58,16 +49,16 @@ FETCH_NAMES = {
 }
 
 
-def try_judge(
+def load_or_leave(
     name: str, source: str | None, columns: tuple[str, ...], load: Callable[[str], T]
 ) -> tuple[T | None, Missing | None]:
     """`load(source)`, or None and what is missing. A damaged or wrong file still raises.
 
-    `name` is a field of JudgeSources. A source that looks like a local path (it begins with
+    `name` is a field of NetworkSources. A source that looks like a local path (it begins with
     checkpoints/ or ends in .pt or .pth) is never asked from the hub.
     """
     if source is None:
-        return None, Missing(columns, f"judges.{name} is null")
+        return None, Missing(columns, f"networks.{name} is null")
     local = Path(source).exists()
     if not local and (source.startswith("checkpoints/") or Path(source).suffix in (".pt", ".pth")):
         hint = f"no {source}; get it with `python scripts/fetch_weights.py {FETCH_NAMES[name]}`"
@@ -139,7 +130,7 @@ def processor(cls: Any, source: str) -> Any:
     return from_pretrained(cls, source)
 
 
-# --- which judges scored --------------------------------------------------------------------------
+# --- which networks scored -------------------------------------------------------------------------
 
 
 def weights_files(source: str | Path) -> list[Path]:
@@ -157,10 +148,13 @@ def weights_files(source: str | Path) -> list[Path]:
     return [Path(file) for file in found if isinstance(file, str)][:1] or [hub_file(str(source))]
 
 
-def judge_records(sources: JudgeSources, columns: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Judge -> source and checksum of its weights, of those that score any of `columns`."""
+def network_records(
+    sources: NetworkSources, networks: Mapping[str, tuple[str, ...]], columns: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Network -> source and checksum of its weights, of those of `networks` (name -> its columns) that score any
+    of `columns`."""
     scored = set(columns)
-    used = {name: str(getattr(sources, name)) for name, own in COLUMNS.items() if scored & set(own)}
+    used = {name: str(getattr(sources, name)) for name, own in networks.items() if scored & set(own)}
     return {name: {"source": source, "sha256": _weights_sum(source)} for name, source in used.items()}
 
 
@@ -170,7 +164,7 @@ def _weights_sum(source: str) -> str:
 
 
 def unofficial(records: dict[str, dict[str, str]]) -> list[str]:
-    """Reasons against comparing with published rows: judges whose published checksum is another one.
+    """Reasons against comparing with published rows: networks whose published checksum is another one.
     Only what its publisher put into the file's name is known."""
     entries = load_manifest()
     reasons = []
@@ -178,5 +172,5 @@ def unofficial(records: dict[str, dict[str, str]]) -> list[str]:
         known = {f.file: f.sha256 or f.sha256_prefix for f in entries[FETCH_NAMES[name]].files}
         for file, start in known.items():
             if start and not record["sha256"].startswith(start):
-                reasons.append(f"judges.{name} is not {file}")
+                reasons.append(f"networks.{name} is not {file}")
     return reasons

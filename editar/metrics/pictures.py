@@ -1,34 +1,18 @@
-"""What the public benchmarks share: their error, and how a result picture is found and opened."""
+"""Pictures to be scored: of the right size, decoded in workers, with errors that stay one line."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
+from editar.errors import BenchmarkError, UserError
 from editar.images import load_image
-from editar.runtime.files import DataError, checksum
 
 SIZE = 512  # of every public benchmark here
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
-
-
-class BenchmarkError(DataError):
-    """A benchmark's files, or results for it, that cannot be scored; one line for the user."""
-
-
-def find_picture(folder: Path, relative: str) -> Path:
-    """`folder/relative`, or the same name with another suffix (results are often kept as PNG).
-
-    Raises BenchmarkError when there is none.
-    """
-    path = folder / relative
-    for candidate in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
-        if candidate.is_file():
-            return candidate
-    raise BenchmarkError(f"{path}: no such result, nor one with {', '.join(SUFFIXES[:4])}")
 
 
 def load_square(path: Path, size: int) -> np.ndarray:
@@ -42,12 +26,44 @@ def load_square(path: Path, size: int) -> np.ndarray:
     return np.array(image)
 
 
-def content_sum(files: Iterable[Path]) -> str:
-    """SHA-256 over the files' contents in order; names and places do not matter. Raises BenchmarkError."""
-    digest = hashlib.sha256()
-    for file in files:
+class _Guarded(Dataset[Any]):
+    """The item, or the user's error that reading it raised."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
         try:
-            digest.update(bytes.fromhex(checksum(file)))
-        except OSError as error:
-            raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
-    return digest.hexdigest()
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+class _Collate:
+    """`collate` of the items, or the first error among them."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        return next((item for item in items if isinstance(item, Exception)), None) or self.collate(items)
+
+
+def load_in_batches(
+    dataset: Dataset[Any], size: int, workers: int, collate: Callable[[list[Any]], Any] = list
+) -> Iterator[Any]:
+    """Batches in order. Raises what the data set raises for the user: ImageError, BenchmarkError, ...
+
+    A DataLoader raises a worker's error anew with the worker's traceback as its text; here a user's error comes
+    back as a value and is raised by the process that asked.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset), batch_size=size, num_workers=workers, collate_fn=_Collate(collate)
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch

@@ -19,7 +19,7 @@ def rope_table(cfg: GPTConfig) -> torch.Tensor:
     The first half of the channel pairs turns with the row, the second half with the column;
     pair i turns by place * base^(-2i / (head_dim / 2)).
     """
-    rows, columns, is_text = places(cfg)
+    rows, columns, is_text = grid_positions(cfg)
     half = cfg.head_dim // 2
     exponents = torch.arange(0, half, 2)[: half // 2].float() / half
     frequencies = 1.0 / cfg.rope.base**exponents  # (hd/4,)
@@ -31,7 +31,7 @@ def rope_table(cfg: GPTConfig) -> torch.Tensor:
     return table
 
 
-def places(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def grid_positions(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Row, column (S,) int64 and is_text (S,) bool of every position, S = 2N + L.
 
     With `query: output` target position j carries the place of code j + 1, which it predicts, and

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from editar.config import ConfigError, TextConfig
+from editar.config import TextConfig
+from editar.errors import ConfigError
 from editar.runtime.device import pick_dtype
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say

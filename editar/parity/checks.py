@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from editar.errors import UserError
+
 KINDS = ("scaled", "relative", "elements", "absolute", "differing")
 
 
-class GoldenError(ValueError):
+class GoldenError(UserError):
     """Stored numbers that are missing, unreadable or incomplete; one line naming the file."""
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-from editar.config import ConfigError
-from editar.images import ImageError
+from editar.errors import CheckpointError, ConfigError, DataError, ImageError
 from editar.parity import gpt, pie, preprocess, release, sampling, translation, vq
 from editar.parity.checks import BFLOAT16, FLOAT32, Check, Golden, GoldenError, Skipped
-from editar.runtime.files import CheckpointError, DataError
 
 Line = Check | Skipped
 

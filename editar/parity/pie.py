@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from editar.evaluation.pie_bench.dataset import PieItem, load_items, load_result, load_source, plain_caption
 from editar.evaluation.pie_bench.metrics import COLUMNS, background, grey_levels, to_unit
-from editar.generation.result_folder import Results
+from editar.generation.result_folder import ResultFolder
 from editar.metrics.dino_structure import StructureDistance, dino_vitb8, self_similarity
 from editar.metrics.lpips_clip import Lpips
 from editar.parity.checks import Check, Entries, Golden, Skipped
@@ -66,7 +66,7 @@ class Pictures:
 
     def __init__(self, golden: Golden) -> None:
         self.device = golden.device
-        output = Results(golden.folder / "output" / "tiny-editor")
+        output = ResultFolder(golden.folder / "output" / "tiny-editor")
         self.items: dict[str, PieItem] = {item.id: item for item in load_items(golden.folder / "data")}
         self.sources = {id: load_source(golden.folder / "data", item) for id, item in self.items.items()}
         self.results = {id: load_result(output.path(id, item.path)) for id, item in self.items.items()}

@@ -1,44 +1,36 @@
-"""report.html: one self-contained file a person looks at."""
+"""report.html of `make demo`: one self-contained file a person looks at."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 
 from editar.data.sample import EditSample
-from editar.evaluation.nano.scoring import Summary, Verdict
-from editar.report.plots import Plot, bars, finish, legend_above, new_figure, picture_uri
+from editar.report.plots import Plot, bars, legend_above, new_figure, picture_uri, to_plot
 from editar.runtime.files import write_text
+from editar.tables.scores import Evaluation
+from editar.tables.statistics import Mean
 
 
-@dataclass
-class Column:
-    """One model in the picture table: its outputs (S, S, 3) uint8 and their verdicts, in sample order."""
-
-    name: str
-    outputs: list[np.ndarray]
-    verdicts: list[Verdict]
-
-
-def write_report(
+def write_demo_page(
     path: Path,
     title: str,
     intro: str,
-    summaries: dict[str, Summary],
+    evaluation: Evaluation,
     samples: list[EditSample],
-    columns: list[Column],
+    outputs: dict[str, list[np.ndarray]],
     plots: list[Plot],
     most: int = 40,
 ) -> None:
-    """Success table of `summaries`, `plots` (from the functions below), pictures of `columns`."""
-    from jinja2 import Environment, FileSystemLoader
-
+    """The success table of all methods, `plots` (from the functions below), and pictures: `outputs` of some
+    methods by name, (S, S, 3) uint8 each, in the order of `samples`."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    template = environment.get_template("demo_page.html.j2")
+    rows = {method.method: method.rows for method in evaluation.methods}
     examples = [
         {
             "source": picture_uri(sample.source),
@@ -46,48 +38,46 @@ def write_report(
             "instruction": sample.instruction,
             "task": sample.task,
             "outputs": [
-                {
-                    "data": picture_uri(column.outputs[i]),
-                    "success": column.verdicts[i].success,
-                    "outcome": column.verdicts[i].outcome,
-                }
-                for column in columns
+                {"data": picture_uri(pictures[i]), "outcome": rows[name][i]["outcome"]}
+                | {"success": rows[name][i]["success"] > 0}
+                for name, pictures in outputs.items()
             ],
         }
         for i, sample in enumerate(samples[:most])
     ]
-    html = template.render(
-        title=title, intro=intro, columns=list(summaries), rows=_rows(summaries), plots=plots,
-        models=[column.name for column in columns], examples=examples,
+    html = environment.get_template("demo_page.html.j2").render(
+        title=title, intro=intro, columns=list(rows), rows=_rows(evaluation), plots=plots,
+        models=list(outputs), examples=examples,
     )  # fmt: skip
     write_text(path, html)
 
 
-def _rows(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
-    tasks = list(next(iter(summaries.values())).tasks)
-    rows: list[dict[str, Any]] = []
-    for task in [*tasks, "all tasks"]:
-        cells = []
-        for summary in summaries.values():
-            rate = summary.overall if task == "all tasks" else summary.tasks[task]
-            low, high = rate.interval
-            cells.append({"main": f"{rate.percent:.1f} %", "rest": f"[{low:.0f}, {high:.0f}] n={rate.count}"})
-        rows.append({"task": task, "cells": cells})
-    cells = [{"main": f"{summary.background_psnr:.1f} dB", "rest": ""} for summary in summaries.values()]
-    rows.append({"task": "background PSNR", "cells": cells})
-    return rows
+def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Success by task and over all, then the background's PSNR."""
+    by_task = [evaluation.means_by(method, "task") for method in evaluation.methods]
+    overall = [evaluation.means(method) for method in evaluation.methods]
+    rows = [{"task": task, "cells": [_cell(found[task]["success"], "%") for found in by_task]} for task in by_task[0]]
+    rows.append({"task": "all tasks", "cells": [_cell(found["success"], "%") for found in overall]})
+    return [*rows, {"task": "background PSNR", "cells": [_cell(m["background_psnr"], "dB") for m in overall]}]
 
 
-def task_bars(summaries: dict[str, Summary]) -> Plot:
-    """Success per task, one bar per system."""
+def _cell(mean: Mean, unit: str) -> dict[str, str]:
+    if math.isnan(mean.mean):
+        return {"main": "-", "rest": ""}
+    return {"main": f"{mean.mean:.1f} {unit}", "rest": f"[{mean.low:.0f}, {mean.high:.0f}] n={mean.count}"}
+
+
+def task_bars(evaluation: Evaluation, names: tuple[str, ...]) -> Plot:
+    """Success per task, one bar per method of `names`."""
     figure, (axes,) = new_figure()
-    tasks = list(next(iter(summaries.values())).tasks)
-    rates = {name: [summary.tasks[task] for task in tasks] for name, summary in summaries.items()}
-    bars(axes, tasks, {name: [(rate.percent, *rate.interval) for rate in row] for name, row in rates.items()})
+    found = {m.method: evaluation.means_by(m, "task") for m in evaluation.methods if m.method in names}
+    tasks = list(next(iter(found.values())))
+    means = {name: [by_task[task]["success"] for task in tasks] for name, by_task in found.items()}
+    bars(axes, tasks, {name: [(mean.mean, mean.low, mean.high) for mean in row] for name, row in means.items()})
     axes.set_ylabel("success, %")
     axes.set_ylim(0, 105)
     legend_above(figure, axes)
-    return finish(figure, "Success per task", "Whiskers are 95 % intervals.")
+    return to_plot(figure, "Success per task", "Whiskers are 95 % intervals.")
 
 
 def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> Plot:
@@ -101,17 +91,17 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
                 axes.plot(*zip(*points, strict=True), label=f"{name}: {key}")
     axes.set_xlabel("step")
     axes.legend()
-    return finish(figure, title, "From metrics.jsonl of the run.")
+    return to_plot(figure, title, "From metrics.jsonl of the run.")
 
 
-def sweep_curve(points: dict[float, Summary], count: int) -> Plot:
-    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world)."""
-    figure, (success, background) = new_figure(2)
-    scales = sorted(points)
-    success.plot(scales, [points[s].overall.percent for s in scales], "o-")
-    success.set_ylabel("success, %")
-    background.plot(scales, [points[s].background_psnr for s in scales], "o-")
-    background.set_ylabel("background PSNR, dB")
-    for axes in (success, background):
+def sweep_curve(sweep: Evaluation, scales: tuple[float, ...]) -> Plot:
+    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world); the
+    methods of `sweep` belong to `scales`."""
+    figure, panels = new_figure(len(sweep.columns))
+    means = [sweep.means(method) for method in sweep.methods]
+    for axes, column in zip(panels, sweep.columns, strict=True):
+        axes.plot(scales, [found[column.name].mean for found in means], "o-")
+        axes.set_ylabel(f"{column.title}, {column.unit}")
         axes.set_xlabel("cfg_scale")
-    return finish(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")
+    count = len(sweep.methods[0].rows)
+    return to_plot(figure, "Guidance sweep", f"The reference checkpoint on {count} held-out samples per point.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from editar.report.plots import Plot, Point, bars, finish, legend_above, new_figure, plain, whiskers
+from editar.report.plots import Plot, Point, bars, legend_above, new_figure, plain, to_plot, whiskers
 from editar.tables.render import ARROWS
 from editar.tables.scores import Column, Evaluation, MethodScores
 from editar.tables.statistics import Mean
@@ -34,7 +34,7 @@ def group_bars(evaluation: Evaluation, title: str) -> list[Plot]:
         legend_above(figure, axes)
         undefined = [group for group in every if group not in groups]
         note = f" Undefined throughout: {', '.join(undefined)}." if undefined else ""
-        plots.append(finish(figure, f"{column.title} by {title}", f"Whiskers are 95 % intervals.{note}"))
+        plots.append(to_plot(figure, f"{column.title} by {title}", f"Whiskers are 95 % intervals.{note}"))
     return plots
 
 
@@ -61,7 +61,7 @@ def distributions(evaluation: Evaluation) -> Plot | None:
     left_out = sum(len(method.rows) * len(drawn) for method in evaluation.methods)
     left_out -= sum(len(numbers) for found in drawn.values() for numbers in found)
     note = f" {left_out} undefined or infinite values are left out." if left_out else ""
-    return finish(figure, "Score distributions", f"Pictures per value of each score.{note}")
+    return to_plot(figure, "Score distributions", f"Pictures per value of each score.{note}")
 
 
 # --- several runs ---------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def guidance_sweeps(evaluation: Evaluation) -> list[Plot]:
     _describe(panels, evaluation.columns, "cfg_scale")
     if len(lines) > 1:
         legend_above(figure, panels[0])
-    return [finish(figure, "Guidance sweep", "The same weights at several guidance scales; bars are 95 % intervals.")]
+    return [to_plot(figure, "Guidance sweep", "The same weights at several guidance scales; bars are 95 % intervals.")]
 
 
 def ablations(evaluation: Evaluation) -> list[Plot]:
@@ -93,15 +93,15 @@ def ablations(evaluation: Evaluation) -> list[Plot]:
         if len({_weights(method) for method in group}) < 2:
             continue
         figure, panels = new_figure(len(evaluation.columns))
-        means, places = [evaluation.means(method) for method in group], range(len(group))
+        means, positions = [evaluation.means(method) for method in group], range(len(group))
         for axes, column in zip(panels, evaluation.columns, strict=True):
             points = [_point(found[column.name]) for found in means]
-            axes.errorbar(places, [point[0] for point in points], whiskers(points), fmt="o", capsize=4)
-            axes.set_xticks(places, [plain(method.method) for method in group], rotation=20, ha="right")
+            axes.errorbar(positions, [point[0] for point in points], whiskers(points), fmt="o", capsize=4)
+            axes.set_xticks(positions, [plain(method.method) for method in group], rotation=20, ha="right")
             axes.margins(x=0.2)
         _describe(panels, evaluation.columns, "")
         note = f"Different weights, everything else alike (cfg_scale {_scale(group[0]):g}); bars are 95 % intervals."
-        plots.append(finish(figure, "Ablation", note))
+        plots.append(to_plot(figure, "Ablation", note))
     return plots
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from editar.data.nano.world import NanoWorld, render
-from editar.evaluation.pie_bench.dataset import load_items, load_result
-from editar.images import ImageError, load_image
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError, ImageError
+from editar.evaluation.registry import benchmark_class
+from editar.images import load_image
 from editar.report.plots import picture_uri
-from editar.tables.scores import Evaluation, MethodScores
+from editar.tables.scores import Evaluation
 
 THUMBNAIL = 192
 OUTLINE = (255, 40, 160)
@@ -29,7 +29,7 @@ class Gallery:
     def __init__(self, evaluation: Evaluation, pictures: int) -> None:
         self.evaluation, self.notes = evaluation, list[str]()
         self.failures: list[str] = []
-        self.source, self.mask = self._openers()
+        self.load_result = benchmark_class(evaluation.benchmark).load_result
         first = evaluation.methods[0]
         chosen = set(spread(len(first.rows), pictures))
         if len(chosen) < len(first.rows):
@@ -60,33 +60,23 @@ class Gallery:
                 "scores.json start where editar.eval ran; run the report there."
             )
 
-    def _openers(self) -> tuple[Callable[[int], Picture], Callable[[int], np.ndarray | None]]:
-        """By row: the source picture and the mask of what is to be edited, where the benchmark has one."""
-        rows = self.evaluation.methods[0].rows
-        if self.evaluation.benchmark == "nano":
-            made = self.evaluation.methods[0].generated_with or {}
-            world = NanoWorld("heldout", len(rows), made["data_seed"])
-            return lambda i: render(world.plan(i)).source, lambda i: render(world.plan(i)).mask
-        masks: dict[str, Callable[[], np.ndarray]] = {}
-        if self.evaluation.benchmark == "pie_bench":
-            try:
-                masks = {item.id: item.mask for item in load_items(self.evaluation.root)}
-            except BenchmarkError as error:
-                self.notes.append(f"No mask outlines: {error}")
-        ids = [str(row["id"]) for row in rows]
-        return lambda i: load_image(rows[i]["source"]), lambda i: masks[ids[i]]() if ids[i] in masks else None
-
     def _pictures(self, i: int) -> dict[str, Any]:
-        mask = self.mask(i)
+        row = self.evaluation.methods[0].rows[i]
         return {
-            "source": self._thumbnail(lambda: self.source(i)),
-            "results": [self._thumbnail(lambda m=method: self._result(m, i)) for method in self.evaluation.methods],  # type: ignore[misc]
-            "outline": None if mask is None else outline_uri(mask),
+            "source": self._thumbnail(partial(load_image, row["source"])),
+            "results": [
+                self._thumbnail(partial(self.load_result, Path(method.rows[i]["result"])))
+                for method in self.evaluation.methods
+            ],
+            "outline": self._outline(row.get("mask")),
         }
 
-    def _result(self, method: MethodScores, i: int) -> Picture:
-        file = Path(method.rows[i]["result"])
-        return load_result(file) if self.evaluation.benchmark == "pie_bench" else load_image(file)
+    def _outline(self, mask: str | None) -> str | None:
+        try:
+            return None if mask is None else outline_uri(np.asarray(load_image(mask).convert("L")) > 127)
+        except ImageError as error:
+            self.failures.append(str(error))
+            return None
 
     def _thumbnail(self, open: Callable[[], Picture]) -> str | None:
         try:

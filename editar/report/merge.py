@@ -1,4 +1,4 @@
-"""Scored folders brought together: several folders on one benchmark, several benchmarks in one table."""
+"""ScoredFolder folders brought together: several folders on one benchmark, several benchmarks in one table."""
 
 from __future__ import annotations
 
@@ -8,60 +8,58 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from editar.evaluation.nano.load import NANO_FILE, load_nano
-from editar.metrics.networks import COLUMNS as JUDGED
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
+from editar.evaluation.registry import benchmark_class
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow
-from editar.tables.scores import FILE, TABLES, Column, Evaluation, MethodScores, load_evaluation
+from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
 
 # Of `generated_with`; they must agree within a row of a table.
 SETTINGS = ("weights_sha256", "tokenizer_sha256", "sampling")
 
 
 @dataclass
-class Scored:
+class ScoredFolder:
     """A folder as the user named it, and what was found there."""
 
     origin: str
     evaluation: Evaluation
 
 
-def load_scored(argument: str) -> Scored:
+def load_scored(argument: str) -> ScoredFolder:
     """FOLDER or scores.json, or NAME=FOLDER to call its only method NAME. Raises BenchmarkError."""
     name, equals, path = argument.partition("=")
     if not equals or Path(argument).exists():
-        return Scored(argument, _load(Path(argument)))
-    evaluation = _load(Path(path))
+        return ScoredFolder(argument, load_evaluation(argument))
+    evaluation = load_evaluation(path)
     if len(evaluation.methods) != 1:
         raise BenchmarkError(f"{argument}: {path} holds {len(evaluation.methods)} methods, so {name} would name none")
     evaluation.methods = [replace(evaluation.methods[0], method=name)]
-    return Scored(argument, evaluation)
+    return ScoredFolder(argument, evaluation)
 
 
-def _load(path: Path) -> Evaluation:
-    is_nano = (path / NANO_FILE).is_file() and not (path / FILE).is_file()
-    return load_nano(path) if is_nano else load_evaluation(path)
+def tables_of(evaluation: Evaluation) -> tuple[str, ...]:
+    return benchmark_class(evaluation.benchmark).tables
 
 
 # --- folders of one benchmark ---------------------------------------------------------------------
 
 
-def merge(scored: Sequence[Scored]) -> list[Evaluation]:
+def merge(scored: Sequence[ScoredFolder]) -> list[Evaluation]:
     """One evaluation per benchmark, methods in the order given.
 
     Raises BenchmarkError for folders that must not stand side by side: other protocols, pictures or
-    judges, or two methods of the same name.
+    networks, or two methods of the same name.
     """
     _check_protocols(scored)
     benchmarks = list(dict.fromkeys(item.evaluation.benchmark for item in scored))
     return [_merge_one([item for item in scored if item.evaluation.benchmark == name]) for name in benchmarks]
 
 
-def _check_protocols(scored: Sequence[Scored]) -> None:
-    seen: dict[str, Scored] = {}
+def _check_protocols(scored: Sequence[ScoredFolder]) -> None:
+    seen: dict[str, ScoredFolder] = {}
     for item in scored:
-        for table in TABLES.get(item.evaluation.benchmark, (item.evaluation.benchmark,)):
+        for table in tables_of(item.evaluation) or (item.evaluation.benchmark,):
             first = seen.setdefault(table, item)
             if first.evaluation.protocol != item.evaluation.protocol:
                 raise BenchmarkError(
@@ -70,9 +68,9 @@ def _check_protocols(scored: Sequence[Scored]) -> None:
                 )
 
 
-def _merge_one(scored: Sequence[Scored]) -> Evaluation:
+def _merge_one(scored: Sequence[ScoredFolder]) -> Evaluation:
     columns = list({column.name: column for item in scored for column in item.evaluation.columns}.values())
-    _check_judges(scored)
+    _check_networks(scored)
     whole = {name for item in scored for method in item.evaluation.methods for name in method.whole}
     first, methods = scored[0], list[MethodScores]()
     origins: dict[str, str] = {}
@@ -95,26 +93,27 @@ def _merge_one(scored: Sequence[Scored]) -> Evaluation:
             partly = name in {column.name for column in columns}
             where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if partly else ""
             missing[name + where] = reason
-    judges = {name: record for item in reversed(scored) for name, record in item.evaluation.judges.items()}
-    return replace(first.evaluation, columns=columns, methods=methods, missing=missing, judges=judges)
+    networks = {name: record for item in reversed(scored) for name, record in item.evaluation.networks.items()}
+    return replace(first.evaluation, columns=columns, methods=methods, missing=missing, networks=networks)
 
 
-def _check_judges(scored: Sequence[Scored]) -> None:
+def _check_networks(scored: Sequence[ScoredFolder]) -> None:
     """A column that two folders share was scored by the same weights."""
-    seen: dict[str, tuple[Scored, dict[str, str]]] = {}
+    seen: dict[str, tuple[ScoredFolder, dict[str, str]]] = {}
     for item in scored:
         columns = {column.name for column in item.evaluation.columns}
-        for judge, record in item.evaluation.judges.items():
-            for name in columns.intersection(JUDGED[judge]):
+        own = benchmark_class(item.evaluation.benchmark).networks
+        for network, record in item.evaluation.networks.items():
+            for name in columns.intersection(own[network]):
                 first, other = seen.setdefault(name, (item, record))
                 if other["sha256"] != record["sha256"]:
                     raise BenchmarkError(
-                        f"{first.origin} and {item.origin} were scored by different weights of judges.{judge} "
+                        f"{first.origin} and {item.origin} were scored by different weights of networks.{network} "
                         f"({other['source']}, {record['source']}); score both with the same"
                     )
 
 
-def _pictures(item: Scored) -> list[tuple[str, str]]:
+def _pictures(item: ScoredFolder) -> list[tuple[str, str]]:
     """What the rows are about; the same ids may stand for other pictures (another nano seed)."""
     return [(str(row["id"]), str(row["instruction"])) for row in item.evaluation.methods[0].rows]
 
@@ -136,7 +135,7 @@ def table_rows(evaluations: Sequence[Evaluation]) -> dict[str, list[OurRow]]:
     """Paper table -> our rows. A method's numbers on depth, canny and cocostuff make one row of Table 2."""
     found = {}
     for table in paper_tables():
-        parts = [evaluation for evaluation in evaluations if table in TABLES.get(evaluation.benchmark, ())]
+        parts = [evaluation for evaluation in evaluations if table in tables_of(evaluation)]
         names = list(dict.fromkeys(method.method for part in parts for method in part.methods))
         if parts:
             found[table] = [_row(name, parts) for name in names]

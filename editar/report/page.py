@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from editar.evaluation.registry import benchmark_class
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
 from editar.report.gallery import Gallery
-from editar.report.merge import Scored, merge, table_rows
+from editar.report.merge import ScoredFolder, merge, table_rows
 from editar.report.plots import Plot
 from editar.runtime.files import provenance, write_text
 from editar.tables.paper_rows import paper_tables
@@ -20,16 +21,8 @@ from editar.tables.render import ARROWS, OurRow, best_of, layout, text_table, wr
 from editar.tables.scores import Column, Evaluation, paired_table
 from editar.tables.statistics import Comparison, Mean
 
-TITLES = {
-    "nano": "Nano world",
-    "pie_bench": "PIE-Bench",
-    "depth": "Depth to picture",
-    "canny": "Edges to picture",
-    "cocostuff": "Segmentation to picture",
-}
 
-
-def write_comparison(scored: Sequence[Scored], out: Path, title: str, pictures: int) -> None:
+def write_comparison(scored: Sequence[ScoredFolder], out: Path, title: str, pictures: int) -> None:
     """The page to `out`, the paper's tables beside it and to the terminal.
 
     `pictures` is how many entries of each benchmark are embedded with their pictures. Raises
@@ -54,7 +47,7 @@ def write_comparison(scored: Sequence[Scored], out: Path, title: str, pictures: 
         print(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
     for evaluation in evaluations:
         if len(evaluation.methods) > 1:
-            print(f"{TITLES[evaluation.benchmark]}, {paired_table(evaluation)}\n")
+            print(f"{benchmark_class(evaluation.benchmark).title}, {paired_table(evaluation)}\n")
     print(f"{out}: {_megabytes(size)}, opens from disk")
 
 
@@ -70,7 +63,7 @@ def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
     several: list[Plot] = guidance_sweeps(evaluation) + ablations(evaluation)
     return {
         "benchmark": evaluation.benchmark,
-        "title": TITLES[evaluation.benchmark],
+        "title": benchmark_class(evaluation.benchmark).title,
         "protocol": evaluation.protocol,
         "methods": evaluation.methods,
         "columns": [f"{c.title} {ARROWS[c.better]} ({c.unit})" for c in evaluation.columns],

@@ -41,7 +41,7 @@ def new_figure(panels: int = 1) -> tuple[Any, list[Any]]:
     return figure, list(axes.flat[:panels])
 
 
-def finish(figure: Any, title: str, note: str) -> Plot:
+def to_plot(figure: Any, title: str, note: str) -> Plot:
     from matplotlib import pyplot
 
     buffer = io.BytesIO()
@@ -61,8 +61,10 @@ def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[Point]]
     """One bar with whiskers per group and series; series[name][i] belongs to groups[i]."""
     width = 0.8 / len(series)
     for i, (name, points) in enumerate(series.items()):
-        places = np.arange(len(groups)) + i * width
-        axes.bar(places, [value for value, _, _ in points], width, yerr=whiskers(points), capsize=2, label=plain(name))
+        positions = np.arange(len(groups)) + i * width
+        axes.bar(
+            positions, [value for value, _, _ in points], width, yerr=whiskers(points), capsize=2, label=plain(name)
+        )
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [plain(group) for group in groups])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 
 
 def pick_device(name: str, index: int = 0) -> torch.device:

@@ -12,18 +12,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from editar.errors import LostProcess, one_line
 from editar.runtime.device import pick_device
-from editar.runtime.files import one_line
 
 T = TypeVar("T")
 
 
-class LostProcess(RuntimeError):
-    """Another process of the job died or does not answer; what went wrong is told there."""
-
-
 @dataclass(frozen=True)
-class World:
+class Ranks:
     rank: int
     size: int
     device: torch.device
@@ -53,7 +49,7 @@ class World:
 
 
 @contextmanager
-def distributed(device: str, timeout_s: int = 1800) -> Iterator[World]:
+def distributed(device: str, timeout_s: int = 1800) -> Iterator[Ranks]:
     """Join the job that torchrun describes in the environment, leave it at the end.
 
     A process that waits for the others longer than `timeout_s` raises.
@@ -63,12 +59,12 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:
-        yield World(0, 1, place)
+        yield Ranks(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"  # checkpoints are gathered on the CPU
-    dist.init_process_group(backend, **meeting_place(timedelta(seconds=timeout_s)))
+    dist.init_process_group(backend, **rendezvous(timedelta(seconds=timeout_s)))
     try:
-        yield World(rank, size, place)
+        yield Ranks(rank, size, place)
     except RuntimeError as error:
         if lost_connection(error):
             raise LostProcess(f"process {rank} of {size} lost the others: {one_line(error)}") from error
@@ -77,7 +73,7 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def meeting_place(timeout: timedelta) -> dict[str, Any]:
+def rendezvous(timeout: timedelta) -> dict[str, Any]:
     """How the processes find each other, as arguments of init_process_group.
 
     torchrun's own store outlives its restarts, and with it the addresses of dead processes, which the

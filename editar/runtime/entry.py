@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from editar.config import CONFIG_DIR, ConfigError, explain, to_dataclass
-from editar.runtime.distributed import LostProcess
+from editar.config import CONFIG_DIR, explain, to_dataclass
+from editar.errors import ConfigError, LostProcess, UserError
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -50,52 +54,61 @@ def load_config(cls: type[T], name: str, overrides: list[str]) -> T:
 def run(
     cls: type[T], name: str, action: Callable[[T], object], program: str | None = None, defaults: tuple[str, ...] = ()
 ) -> None:
-    """Entry body: `action(config)`; a mistake of the user's ends in one line and exit code 2.
+    """Body of an entry that takes `key=value` settings: `action(config)`, errors as `told_in_one_line` says.
 
     `program` is what help and errors call it (default: `editar.NAME`); `defaults` are overrides that
     the command line may override again.
     """
     arguments = [*defaults, *sys.argv[1:]]
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(
-            f"usage: python {program or f'-m editar.{name}'} key=value ...   (keys and defaults: configs/{name}.yaml)\n"
-        )
-        from editar.config import to_yaml
-
-        print(to_yaml(cls))
-        return
-    try:
+    with told_in_one_line(program or f"editar.{name}"):
+        if any(argument in ("-h", "--help") for argument in arguments):
+            settings = [argument for argument in arguments if argument not in ("-h", "--help")]
+            print(f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n")
+            print(OmegaConf.to_yaml(compose(cls, name, settings)))
+            return
         action(load_config(cls, name, arguments))
+
+
+def script(program: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator of a script's `main`: errors as `told_in_one_line` says."""
+
+    def wrap(main: Callable[P, T]) -> Callable[P, T]:
+        @wraps(main)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            with told_in_one_line(program):
+                return main(*args, **kwargs)
+
+        return guarded
+
+    return wrap
+
+
+@contextmanager
+def told_in_one_line(program: str) -> Iterator[None]:
+    """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130."""
+    try:
+        yield
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            say(f"{program or f'editar.{name}'}: {stopped}")
+            say(f"{program}: {stopped}")
         raise SystemExit(EXIT_STOPPED) from None
+    except KeyboardInterrupt:
+        say(f"\n{program}: interrupted; the same command goes on where it stopped")
+        raise SystemExit(130) from None
     except OSError as error:
         if error.filename is None:
             raise  # not about a file: nothing a line could explain
-        _tell(program or f"editar.{name}", error, f"{error.filename}: {error.strerror}")
-    except user_errors() as error:
-        _tell(program or f"editar.{name}", error, str(error))
+        _tell(program, error, f"{error.filename}: {error.strerror}")
+    except UserError as error:
+        _tell(program, error, str(error))
 
 
 def _tell(program: str, error: Exception, text: str) -> NoReturn:
-    _let_others_speak(error)
-    print(f"{program}: {text}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def _let_others_speak(error: Exception) -> None:
-    """Of several processes only one should tell an error. The first speaks at once; torchrun then ends the
-    others while they wait here. What a lost connection hides is told where it happened."""
+    """Of several processes only one should tell an error. The first prints at once; torchrun then ends the
+    others while they wait here. A process that lost its connection waits longest: the cause is told elsewhere."""
     if isinstance(error, LostProcess):
         time.sleep(20)
     elif os.environ.get("RANK", "0") != "0":
         time.sleep(5)
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """Errors whose text is written for the user."""
-    from editar.images import ImageError
-    from editar.runtime.files import CheckpointError, DataError, TrainingError
-
-    return (ConfigError, DataError, ImageError, CheckpointError, TrainingError, LostProcess)
+    say(f"{program}: {text}")
+    raise SystemExit(2) from None

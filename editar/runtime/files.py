@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from editar.config import ConfigError, to_yaml
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or does not fit; one line for the user."""
-
-
-class TrainingError(ValueError):
-    """A training that cannot go on; one line for the user."""
-
-
-class DataError(ValueError):
-    """A data set that is missing, damaged or not what was expected; one line for the user."""
-
-
-def one_line(error: BaseException) -> str:
-    """A library's message without its line breaks, at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+from editar.config import to_yaml
+from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
 
 
 def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
@@ -41,13 +27,24 @@ def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
     return sep.join(items[:count]) + (f"{sep}and {len(items) - count} more" if len(items) > count else "")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write atomically: readers see the old file or the new one, never half."""
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Where to write what will become `path`: it gets its name when the body is done, so readers see the old
+    file or the new one, never half. Makes the folder; nothing is left of a body that fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -56,16 +53,13 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """state dict -> safetensors, atomically; `metadata` lands in the file's header. Equal input, equal bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    try:
-        save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
-        _sort_header(partial)
-    except Exception as error:  # safetensors raises its own untyped errors when the disk is full
-        raise CheckpointError(f"{path}: could not be written ({one_line(error)})") from None
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        try:
+            save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+            _sort_header(partial)
+        except Exception as error:  # safetensors raises its own untyped errors when the disk is full
+            raise CheckpointError(f"{path}: could not be written ({one_line(error)})") from None
 
 
 def _sort_header(path: Path) -> None:
@@ -119,6 +113,17 @@ def check_state(
         raise CheckpointError(f"{origin}: does not fit the configured model: {some(found, sep='; ')}{advice}")
 
 
+def content_sum(files: Iterable[Path]) -> str:
+    """SHA-256 over the files' contents in order; names and places do not matter. Raises BenchmarkError."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(bytes.fromhex(checksum(file)))
+        except OSError as error:
+            raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
+    return digest.hexdigest()
+
+
 def checksum(path: str | Path) -> str:
     """SHA-256 of a file, hex."""
     digest = hashlib.sha256()
@@ -128,44 +133,20 @@ def checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# What may change when a run continues: none of it alters what a step computes beyond rounding, but the
-# length of the run moves the end of a decaying learning rate.
-MAY_CHANGE = (
-    "steps",
-    "micro_batch",
-    "parallel",
-    "compile",
-    "activation_checkpointing",
-    "device",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "keep_every",
-    "async_checkpoints",
-    "skip_nonfinite",
-    "timeout_s",
-    "dry_run",
-    "profile",
-    "num_workers",
-    "output_dir",
-    "wandb",
-)
-
-
 def start_run_folder(folder: str | Path, cfg: Any) -> Path:
     """Create (or re-enter) a run folder; write config.yaml and add this start to provenance.json.
 
-    An existing folder must have been made with the same config, but for MAY_CHANGE: raises
+    An existing folder must have been made with the same config, but for the fields that may change: raises
     ConfigError with the first few differing keys otherwise.
     """
     folder = Path(folder)
     config_file, provenance_file = folder / "config.yaml", folder / "provenance.json"
     if config_file.is_file():
         old, new = (_flat(OmegaConf.create(text)) for text in (config_file.read_text(), to_yaml(cfg)))
-        changed = [key for key in new if key.split(".")[0] not in MAY_CHANGE and old.get(key) != new[key]]
+        free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
+        changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
         if changed:
-            listed = ", ".join(f"{key} was {old.get(key)}, now {new[key]}" for key in changed[:3])
+            listed = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3])
             raise ConfigError(
                 f"{folder} holds a run with another config ({listed}); choose another output_dir or remove that folder"
             )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from editar.config import ConfigError
-from editar.runtime.files import one_line
+from editar.errors import ConfigError, one_line
 
 
 def from_pretrained(cls: Any, name: str, **options: Any) -> Any:

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from editar.config import SamplingConfig
+from editar.errors import one_line
 from editar.models.gpt import GPT
-from editar.runtime.files import one_line
 from editar.runtime.log import say
 from editar.sampling.blocks import FastBlock, FastGPT
 from editar.sampling.cache import Groups, SharedCache

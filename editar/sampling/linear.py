@@ -7,7 +7,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 
 # Above this many rows the packed product gains nothing (docs/log.md).
 FEW_ROWS = 64

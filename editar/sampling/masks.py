@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
 from editar.images import load_image, resize_and_crop
 
 

@@ -16,13 +16,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from editar.config import ConfigError, SamplingConfig, TrainConfig, check_sampling, override, to_dataclass
+from editar.config import SamplingConfig, TrainConfig, check_sampling, override, to_dataclass
+from editar.errors import CheckpointError, ConfigError
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
 from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device, pick_dtype
-from editar.runtime.files import CheckpointError
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress

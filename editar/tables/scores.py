@@ -16,30 +16,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from editar.errors import BenchmarkError
 from editar.metrics.networks import Missing
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.files import provenance, write_json
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables
 from editar.tables.statistics import Comparison, Mean, compare, means, means_by
 
 FILE = "scores.json"
-TABLES = {
-    "pie_bench": ("table1", "table3"),
-    "depth": ("table2", "supplement_c"),
-    "canny": ("table2", "supplement_c"),
-    "cocostuff": ("table2", "supplement_c"),
-}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of every row, or of the whole result. better: lower | higher."""
+    """A number of every row, or of the whole result. better: lower | higher. A `rate` is 0 or 100 in each row
+    (per cent) and its mean gets Wilson's interval."""
 
     name: str
     title: str
     unit: str
     better: str
+    rate: bool = False
 
 
 @dataclass
@@ -76,18 +72,22 @@ class Evaluation:
     columns: list[Column]
     methods: list[MethodScores]
     missing: dict[str, str] = field(default_factory=dict)  # column -> what to fetch
-    judges: dict[str, dict[str, str]] = field(default_factory=dict)  # judge -> source, sha256 of its weights
+    networks: dict[str, dict[str, str]] = field(default_factory=dict)  # name -> source, sha256 of its weights
 
     def means(self, method: MethodScores) -> dict[str, Mean]:
         """Column -> mean with its interval; numbers of the whole result have none."""
-        found = means(method.values(self.columns))
+        found = means(method.values(self.columns), self._rates)
         for name, value in method.whole.items():
             found[name] = Mean(value, math.nan, math.nan, len(method.rows), 0)
         return found
 
     def means_by(self, method: MethodScores, title: str) -> dict[str, dict[str, Mean]]:
         """Group -> column -> mean, by one of `method.groups`."""
-        return means_by(method.values(self.columns), method.groups[title])
+        return means_by(method.values(self.columns), method.groups[title], self._rates)
+
+    @property
+    def _rates(self) -> set[str]:
+        return {column.name for column in self.columns if column.rate}
 
     def paired(self) -> dict[str, dict[str, Comparison]]:
         """Every later method against the first, picture by picture: method -> column -> comparison."""
@@ -147,7 +147,7 @@ class Evaluation:
             "made_by": provenance(),
             "columns": [asdict(column) for column in self.columns],
             "missing_columns": self.missing,
-            "judges": self.judges,
+            "judges": self.networks,
             "methods": methods,
             "compared_with_first": paired,
         }
@@ -157,20 +157,45 @@ def missing_columns(missing: Sequence[Missing]) -> dict[str, str]:
     return {name: item.reason for item in missing for name in item.columns}
 
 
-def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """scores.json and the tables into `out`; the first table and a summary to the terminal."""
+def write_evaluation(evaluation: Evaluation, tables: Sequence[str], out: Path) -> None:
+    """scores.json and the paper's `tables` into `out`; the first table, or the means by group, to the terminal."""
     write_json(out / FILE, strict_json(evaluation.as_dict()))
-    tables, ours = paper_tables(), evaluation.our_rows()
-    write_tables(dict.fromkeys(TABLES[evaluation.benchmark], ours), out)
-    print(text_table(tables[TABLES[evaluation.benchmark][0]], ours))
+    ours = evaluation.our_rows()
+    write_tables(dict.fromkeys(tables, ours), out)
+    print(text_table(paper_tables()[tables[0]], ours) if tables else breakdown(evaluation))
     for method in evaluation.methods:
         found = evaluation.means(method)
-        left_out = ", ".join(f"{name} {mean.excluded}" for name, mean in found.items() if mean.excluded)
-        if left_out:
-            print(f"{method.method}: left out of the means as undefined: {left_out}")
+        skipped = ", ".join(f"{name} {mean.excluded}" for name, mean in found.items() if mean.excluded)
+        if skipped:
+            print(f"{method.method}: not in the means because undefined: {skipped}")
     if len(evaluation.methods) > 1:
         print(paired_table(evaluation))
     print(f"{len(evaluation.methods[0].rows)} pictures, protocol {evaluation.protocol}; all numbers: {out / FILE}")
+
+
+def breakdown(evaluation: Evaluation, columns: Sequence[str] | None = None) -> str:
+    """Means with 95 % intervals by the first kind of group and over all rows, as text: one column per method and
+    score, of the scores named by `columns` (default: all)."""
+    title = next(iter(evaluation.methods[0].groups), "")
+    header, cells = [title], dict[str, list[str]]()
+    for method in evaluation.methods:
+        by_group = evaluation.means_by(method, title) if title else {}
+        found = by_group | {"all": evaluation.means(method)}
+        for column in evaluation.columns:
+            if columns is None or column.name in columns:
+                header.append(f"{method.method}: {column.title} ({column.unit})")
+                for group, values in found.items():
+                    cells.setdefault(group, []).append(_mean_text(values[column.name]))
+    rows = [header, *([group, *values] for group, values in cells.items())]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _mean_text(mean: Mean) -> str:
+    if math.isnan(mean.mean):
+        return "-"
+    interval = "" if math.isnan(mean.low) else f" [{mean.low:.1f}, {mean.high:.1f}]"
+    return f"{mean.mean:.1f}{interval} n={mean.count}"
 
 
 def paired_table(evaluation: Evaluation) -> str:

@@ -15,7 +15,7 @@ from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
 from editar.models.gpt import GPT
-from editar.runtime.distributed import World
+from editar.runtime.distributed import Ranks
 from editar.runtime.files import save_weights
 from editar.runtime.log import say
 from editar.training.checkpoint import Checkpointer
@@ -31,14 +31,14 @@ from editar.weights.run_checkpoint import latest_checkpoint
 
 @dataclass
 class Run:
-    """What the loop works with; `engine` is the objective as DDP or FSDP wraps it."""
+    """What the loop works with; `wrapped` is the objective as DDP or FSDP wraps it."""
 
     cfg: TrainConfig
     folder: Path
-    world: World
+    ranks: Ranks
     micro_batch: int
     gpt: GPT
-    engine: nn.Module
+    wrapped: nn.Module
     encoders: Encoders
     optimizers: list[torch.optim.Optimizer]
     ema: Ema | None
@@ -50,59 +50,59 @@ class Run:
     waited_s: float = 0.0  # for data, since this process began
 
     def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
 
-def build(cfg: TrainConfig, world: World, folder: Path) -> Run:
+def build(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     """Frozen encoders, data, model, optimisers. Raises ConfigError, DataError, CheckpointError."""
-    at_once = micro_batch(cfg, world.size)
-    encoders = Encoders.build(cfg, world.device)
-    if world.is_main:
+    at_once = micro_batch(cfg, ranks.size)
+    encoders = Encoders.build(cfg, ranks.device)
+    if ranks.is_main:
         check_disk(cfg)
         save_weights(encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
-    train_rows, heldout_rows = open_data(cfg, world, encoders)
+    train_rows, heldout_rows = open_data(cfg, ranks, encoders)
     # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
     torch.manual_seed(cfg.seed)
-    gpt = GPT(cfg.gpt).to(world.device)
+    gpt = GPT(cfg.gpt).to(ranks.device)
     if cfg.init_from is not None and latest_checkpoint(folder) is None:
         report = load_gpt(gpt, cfg.init_from)
-        if world.is_main:
+        if ranks.is_main:
             say(str(report))
-    if world.is_main:
+    if ranks.is_main:
         millions = sum(p.numel() for p in gpt.parameters()) / 1e6
-        parts = f"{world.size} x {at_once} samples at once, {cfg.global_batch // world.size // at_once} times"
-        say(f"GPT: {millions:.2f} M parameters on {world.size} x {world.device}; {cfg.steps} steps of {parts}")
-    engine = parallelise(Objective(gpt, cfg.loss), cfg, world)
+        parts = f"{ranks.size} x {at_once} samples at once, {cfg.global_batch // ranks.size // at_once} times"
+        say(f"GPT: {millions:.2f} M parameters on {ranks.size} x {ranks.device}; {cfg.steps} steps of {parts}")
+    wrapped = parallelise(Objective(gpt, cfg.loss), cfg, ranks)
     return Run(
         cfg=cfg,
         folder=folder,
-        world=world,
+        ranks=ranks,
         micro_batch=at_once,
         gpt=gpt,
-        engine=engine,
+        wrapped=wrapped,
         encoders=encoders,
         optimizers=make_optimizers(gpt, cfg.optim),
         ema=Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None,
         train_rows=train_rows,
         heldout_rows=heldout_rows,
         bad_rows=BadRows(cfg.data.max_bad_share),
-        checkpointer=Checkpointer(folder, world, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints),
+        checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints),
     )
 
 
-def open_data(cfg: TrainConfig, world: World, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
+def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
     """Sources, their codes when the config names a cache, and the mixture of them."""
     sources = open_sources(cfg.data)
     checksum = tokenizer_checksum(encoders.tokenizer)
     readers = []
     for source in sources.values():
         if cfg.data.build_cache:
-            build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, world)
+            build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
         readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
     weights = {name: source.cfg.weight for name, source in sources.items()}
     mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
-    if world.is_main:
+    if ranks.is_main:
         shares = ", ".join(
             f"{name} {100 * share:.1f} % of {len(sources[name])}" for name, share in mixture.shares.items()
         )

@@ -21,8 +21,9 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from editar.runtime.distributed import LostProcess, World, lost_connection
-from editar.runtime.files import CheckpointError, one_line, save_weights
+from editar.errors import CheckpointError, LostProcess, one_line
+from editar.runtime.distributed import Ranks, lost_connection
+from editar.runtime.files import save_weights
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
 from editar.weights.run_checkpoint import (
@@ -42,13 +43,13 @@ class Checkpointer:
     """Writes checkpoints of one run, in the background if asked; keeps the newest `keep` and every
     step that is a multiple of `keep_every`."""
 
-    def __init__(self, folder: Path, world: World, keep: int, keep_every: int, background: bool) -> None:
-        self.folder, self.root, self.world = folder, folder / "checkpoints", world
+    def __init__(self, folder: Path, ranks: Ranks, keep: int, keep_every: int, background: bool) -> None:
+        self.folder, self.root, self.ranks = folder, folder / "checkpoints", ranks
         self.keep, self.keep_every, self.background = keep, keep_every, background
         self.pending: tuple[int, Future[Any]] | None = None
         # Of its own, because the background thread talks to the other processes while they train.
-        self.group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
-        if world.is_main:
+        self.group: Any = dist.new_group(backend="gloo") if ranks.size > 1 else None
+        if ranks.is_main:
             for left_over in self.root.glob(".step_*.part"):
                 shutil.rmtree(left_over)
 
@@ -57,9 +58,9 @@ class Checkpointer:
         model.safetensors. Raises CheckpointError, for instance when the disk is full."""
         self.finish()
         partial = partial_of(self.folder, step)
-        if self.world.is_main:
+        if self.ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        self.world.barrier()
+        self.ranks.barrier()
         try:
             if self.background:
                 found = dcp.async_save(staged(state), checkpoint_id=partial, process_group=self.group)
@@ -68,7 +69,7 @@ class Checkpointer:
             else:
                 dcp.save(state, checkpoint_id=partial, process_group=self.group)
                 self._put_in_place(step)
-            if self.world.is_main:
+            if self.ranks.is_main:
                 save_weights(weights, self.folder / "model.safetensors", {"step": str(step)})
         except FAILURES as error:
             raise self._failed(step, error) from error
@@ -90,9 +91,9 @@ class Checkpointer:
             raise self._failed(step, error) from error
 
     def _put_in_place(self, step: int) -> None:
-        if not self.world.is_main:
+        if not self.ranks.is_main:
             return
-        put_in_place(self.folder, step, self.world.size)
+        put_in_place(self.folder, step, self.ranks.size)
         for old in complete(self.folder)[: -self.keep]:
             if not self.keep_every or step_of(old) % self.keep_every:
                 shutil.rmtree(old)
@@ -146,7 +147,7 @@ def staged(state: State) -> State:
     }
 
 
-def whole_weights(model: nn.Module, ema: Ema | None, world: World) -> dict[str, torch.Tensor]:
+def whole_weights(model: nn.Module, ema: Ema | None, ranks: Ranks) -> dict[str, torch.Tensor]:
     """What `model.safetensors` gets: the average where there is one, else the weights; on the first
     process. Every process must call it."""
-    return full_state(model.state_dict() | ({} if ema is None else ema.average), world)
+    return full_state(model.state_dict() | ({} if ema is None else ema.average), ranks)

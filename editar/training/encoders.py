@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.loader import Batch
+from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.models.teacher import Teacher, build_teacher
 from editar.models.text import TextEncoder

@@ -14,14 +14,14 @@ from editar.models.gpt import GPT
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run
 from editar.training.checkpoint import whole_weights
-from editar.training.losses import Scores
+from editar.training.losses import LossOutput
 from editar.training.preview import write_preview
 
 PREVIEWS = 16
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
+def heldout_losses(run: Run) -> dict[str, float]:
     """Held-out token loss and accuracy, over all rows and per task; the training's code path, nothing
     dropped, weights averaged where there is an average."""
     run.gpt.eval()
@@ -31,11 +31,11 @@ def evaluate(run: Run) -> dict[str, float]:
             text = run.encoders.text.embed(run.encoders.text.tokenize(batch.instructions))
             source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
             with run.autocast():
-                scores: Scores = run.engine(source, text, target)
-            rows = zip(batch.tasks, scores.nll.tolist(), scores.accuracy.tolist(), strict=True)
+                found: LossOutput = run.wrapped(source, text, target)
+            rows = zip(batch.tasks, found.nll.tolist(), found.accuracy.tolist(), strict=True)
             for task, loss, hits in rows if counts else ():
                 sums[task] = sums.get(task, np.zeros(3)) + np.array([loss, hits, 1.0])
-    parts = run.world.gather(sums)
+    parts = run.ranks.gather(sums)
     tasks = sorted({task for part in parts for task in part})
     totals = {task: np.sum([part[task] for part in parts if task in part], axis=0) for task in tasks}
     loss, hits, count = np.sum(list(totals.values()), axis=0)
@@ -46,10 +46,10 @@ def evaluate(run: Run) -> dict[str, float]:
 def own_batches(run: Run) -> Iterator[tuple[Batch, bool]]:
     """This process's share of the held-out batches. All processes get equally many, because under FSDP
     they gather weights together: the last may be one that does not count."""
-    world = run.world
+    ranks = run.ranks
     total = -(-len(run.heldout_rows) // run.micro_batch)
-    mine = list(range(world.rank, total, world.size))
-    surplus = -(-total // world.size) - len(mine)
+    mine = list(range(ranks.rank, total, ranks.size))
+    surplus = -(-total // ranks.size) - len(mine)
     for number, batch in enumerate(heldout_batches(run, [*mine, *[0] * surplus], run.micro_batch)):
         yield batch, number < len(mine)
 
@@ -58,17 +58,17 @@ def heldout_batches(run: Run, numbers: list[int], size: int) -> Iterator[Batch]:
     """Batches `numbers` of `size` held-out rows, on the device."""
     last = len(run.heldout_rows)
     chunks = [list(range(k * size, min((k + 1) * size, last))) for k in numbers]
-    for batch in batches(run.heldout_rows, chunks, 0, run.world.device):
-        yield batch.to(run.world.device)
+    for batch in batches(run.heldout_rows, chunks, 0, run.ranks.device):
+        yield batch.to(run.ranks.device)
 
 
 def preview(run: Run, step: int) -> Path | None:
     """A fixed grid of held-out edits with the current weights, made by the first process; every process
     must call it."""
     gpt = run.gpt
-    if run.ema is not None or (run.cfg.parallel == "fsdp" and run.world.size > 1):
+    if run.ema is not None or (run.cfg.parallel == "fsdp" and run.ranks.size > 1):
         gpt = whole_copy(run)
-    if not run.world.is_main:
+    if not run.ranks.is_main:
         return None
     encoders = run.encoders
     pipeline = EditPipeline(run.cfg, gpt.eval(), encoders.tokenizer, encoders.text, compile=False)
@@ -80,10 +80,10 @@ def preview(run: Run, step: int) -> Path | None:
 
 def whole_copy(run: Run) -> GPT:
     """A GPT of its own with the whole (averaged) weights, on the first process's device."""
-    weights = whole_weights(run.gpt, run.ema, run.world)
+    weights = whole_weights(run.gpt, run.ema, run.ranks)
     with torch.device("meta"):
         gpt = GPT(run.cfg.gpt)
-    if run.world.is_main:
+    if run.ranks.is_main:
         gpt.load_state_dict(weights, assign=True)
-        gpt.to(run.world.device)
+        gpt.to(run.ranks.device)
     return gpt

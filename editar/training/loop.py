@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data import stream
-from editar.data.loader import Batch, Draws, batches
+from editar.data.loader import Batch, DrawBatchSampler, batches
+from editar.errors import ConfigError, TrainingError
 from editar.runtime.distributed import distributed
-from editar.runtime.files import TrainingError, start_run_folder
+from editar.runtime.files import start_run_folder
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
 from editar.training.build import Run, build
 from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
-from editar.training.evaluate import evaluate, preview
-from editar.training.losses import Scores, condition_drops
+from editar.training.evaluate import heldout_losses, preview
+from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
 from editar.training.parallel import clip_gradients, sync_gradients
 from editar.training.planning.cost import peak_flops, training_flops
@@ -36,17 +37,17 @@ def train(cfg: TrainConfig) -> Path:
     if cfg.dry_run:
         preflight(cfg)
         return folder
-    with StopSignals() as stop, distributed(cfg.device, cfg.timeout_s) as world:
-        if world.is_main:
+    with StopSignals() as stop, distributed(cfg.device, cfg.timeout_s) as ranks:
+        if ranks.is_main:
             start_run_folder(folder, cfg)
-        world.barrier()
-        run = build(cfg, world, folder)
+        ranks.barrier()
+        run = build(cfg, ranks, folder)
         start = resume(run)
-        draws = Draws(start, cfg.steps, world.rank, world.size, cfg.global_batch, run.micro_batch)
-        feed = batches(run.train_rows, draws, cfg.num_workers, world.device)
-        logger = MetricLogger(folder, cfg.steps, start, wandb=cfg.wandb, active=world.is_main, costs=costs(run))
-        trace = Trace(folder / "profile", cfg.profile and world.is_main)
-        if due(start, cfg.eval_every, cfg.steps) and not any(world.gather(logger.has(start, "heldout_token"))):
+        draws = DrawBatchSampler(start, cfg.steps, ranks.rank, ranks.size, cfg.global_batch, run.micro_batch)
+        feed = batches(run.train_rows, draws, cfg.num_workers, ranks.device)
+        logger = MetricLogger(folder, cfg.steps, start, wandb=cfg.wandb, active=ranks.is_main, costs=costs(run))
+        trace = Trace(folder / "profile", cfg.profile and ranks.is_main)
+        if due(start, cfg.eval_every, cfg.steps) and not any(ranks.gather(logger.has(start, "heldout_token"))):
             report(run, logger, start)  # stopped between saving and evaluating
         for step in range(start, cfg.steps):
             values = train_step(run, feed, step, bool(stop.asked))
@@ -74,11 +75,11 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def costs(run: Run) -> Costs:
-    peak = peak_flops(run.world.device)
+    peak = peak_flops(run.ranks.device)
     return Costs(
         tokens=run.cfg.gpt.sequence_tokens - 1,
         flops=training_flops(run.cfg.gpt),
-        peak_flops=None if peak is None else peak * run.world.size,
+        peak_flops=None if peak is None else peak * run.ranks.size,
     )
 
 
@@ -90,7 +91,7 @@ def resume(run: Run) -> int:
     if run.cfg.resume == "never":
         raise ConfigError(f"{run.folder} already holds {newest.name} and resume=never; choose another output_dir")
     step = load_checkpoint(newest, run.gpt, run.optimizers, run.ema)
-    if run.world.is_main:
+    if run.ranks.is_main:
         say(f"resuming {run.folder} at step {step}")
     return step
 
@@ -99,26 +100,26 @@ def train_step(run: Run, feed: Iterator[Batch], step: int, stop: bool) -> dict[s
     """One optimiser step (0-based `step`) over this process's share of the draws -> values averaged over
     processes. `stop`: whether this process was told to stop; above 0 in the result if any was."""
     cfg = run.cfg
-    torch.manual_seed(dropout_seed(cfg.seed, step, run.world.rank))
+    torch.manual_seed(dropout_seed(cfg.seed, step, run.ranks.rank))
     set_lr(run.optimizers, lr_factor(step, cfg.steps, cfg.optim))
     run.gpt.train()
     run.gpt.zero_grad(set_to_none=True)
-    parts = cfg.global_batch // run.world.size // run.micro_batch
+    parts = cfg.global_batch // run.ranks.size // run.micro_batch
     totals: dict[str, torch.Tensor] = {}
     ids: list[str] = []
     for part in range(parts):
         batch = fetch(run, feed)
         ids += batch.ids
-        sync_gradients(run.engine, last=part == parts - 1)
-        scores = forward(run, batch.to(run.world.device))
-        torch.stack(list(scores.terms.values())).sum().div(parts).backward()
-        for name, value in (scores.terms | {"accuracy": scores.accuracy.mean()}).items():
+        sync_gradients(run.wrapped, last=part == parts - 1)
+        losses = forward(run, batch.to(run.ranks.device))
+        torch.stack(list(losses.terms.values())).sum().div(parts).backward()
+        for name, value in (losses.terms | {"accuracy": losses.accuracy.mean()}).items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / parts
     norm = clip_gradients(run.gpt, cfg.optim.clip)
-    values = run.world.mean({**totals, "grad_norm": norm, "stop": float(stop)})  # the step's only host sync
+    values = run.ranks.mean({**totals, "grad_norm": norm, "stop": float(stop)})  # the step's only host sync
     unfit = [name for name, value in values.items() if not math.isfinite(value)]
     if unfit:
-        leave_out(run, step, unfit, ids)
+        skip_step(run, step, unfit, ids)
     else:
         for optimizer in run.optimizers:
             optimizer.step()
@@ -135,17 +136,17 @@ def fetch(run: Run, feed: Iterator[Batch]) -> Batch:
     return batch
 
 
-def forward(run: Run, batch: Batch) -> Scores:
+def forward(run: Run, batch: Batch) -> LossOutput:
     """Losses by name; which conditions are dropped depends on the draws' numbers alone."""
     cfg, encoders = run.cfg, run.encoders
-    chance = torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)).to(run.world.device)
+    chance = torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)).to(run.ranks.device)
     drop_image, drop_text = condition_drops(chance, cfg.drop)
     text = encoders.text.embed(encoders.text.tokenize(batch.instructions))  # (B, L, C)
     source, target = encoders.codes(batch.source), encoders.codes(batch.target)  # (B, N)
     teacher = encoders.features(batch)  # (B, T, C)
     with run.autocast():
-        scores: Scores = run.engine(source, text, target, drop_image, drop_text, teacher)
-    return scores
+        losses: LossOutput = run.wrapped(source, text, target, drop_image, drop_text, teacher)
+    return losses
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -153,11 +154,11 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(stream.mix(np.array([(step << 20) + rank], np.uint64), (seed << 8) + 251)[0] >> np.uint64(1))
 
 
-def leave_out(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
+def skip_step(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
     """A step whose loss or gradient is not finite: nothing is updated. Raises TrainingError on all
     processes once there have been more of them than `skip_nonfinite`."""
     run.skipped.append(step + 1)
-    everyone = [name for part in run.world.gather(ids) for name in part]
+    everyone = [name for part in run.ranks.gather(ids) for name in part]
     what = f"step {step + 1}: {', '.join(unfit)} not finite, weights left as they were; samples {', '.join(everyone)}"
     if len(run.skipped) > run.cfg.skip_nonfinite:
         newest = latest_checkpoint(run.folder)
@@ -165,13 +166,13 @@ def leave_out(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
             f"{what}. The last checkpoint is {newest.name if newest else 'none'}; look at these samples, lower the "
             f"learning rate, or leave out up to N such steps with skip_nonfinite=N (now {run.cfg.skip_nonfinite})"
         )
-    if run.world.is_main:
+    if run.ranks.is_main:
         say(f"warning: {what}")
 
 
 def report(run: Run, logger: MetricLogger, step: int) -> None:
     """Held-out losses and the sample grid."""
-    logger.log(step, evaluate(run))
+    logger.log(step, heldout_losses(run))
     path = preview(run, step)
     if path is not None:
         logger.log_image(step, "samples", path)
@@ -179,5 +180,5 @@ def report(run: Run, logger: MetricLogger, step: int) -> None:
 
 
 def save(run: Run, step: int) -> None:
-    weights = whole_weights(run.gpt, run.ema, run.world)
+    weights = whole_weights(run.gpt, run.ema, run.ranks)
     run.checkpointer.save(step, training_state(run.gpt, run.optimizers, run.ema), weights)

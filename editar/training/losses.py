@@ -18,7 +18,7 @@ from editar.models.gpt import GPT
 CHUNK_LOGITS = 2**26  # logits alive at once: 256 MB in float32, a thirty-second of a micro-batch of 8 at 512 px
 
 
-class Scores(NamedTuple):
+class LossOutput(NamedTuple):
     """Weighted losses by name (scalars), and per sample (B,) float32 what they say about the tokens:
     mean negative log-likelihood and share of codes that are the most likely one (both detached)."""
 
@@ -42,14 +42,14 @@ class Objective(nn.Module):
         drop_image: torch.Tensor | None = None,
         drop_text: torch.Tensor | None = None,
         teacher: torch.Tensor | None = None,
-    ) -> Scores:
+    ) -> LossOutput:
         """Arguments as `GPT.forward`; teacher (B, T, C) float32 or None (no distillation)."""
         hidden = self.gpt.hidden(source_codes, text, target_codes, drop_image, drop_text)  # (B, N, D)
         token, nll, hits = token_loss(hidden, self.gpt.output.weight, target_codes)
         terms = {"token": token}
         if teacher is not None:
             terms["distill"] = self.cfg.distill_weight * distill_loss(self.gpt.align(hidden), teacher)
-        return Scores(terms, nll.mean(dim=1), hits.float().mean(dim=1))
+        return LossOutput(terms, nll.mean(dim=1), hits.float().mean(dim=1))
 
 
 def token_loss(

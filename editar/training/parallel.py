@@ -15,13 +15,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from editar.config import ConfigError, TrainConfig
-from editar.runtime.distributed import World
+from editar.config import TrainConfig
+from editar.errors import ConfigError
+from editar.runtime.distributed import Ranks
 from editar.training.losses import Objective
 
 
-def parallelise(objective: Objective, cfg: TrainConfig, world: World) -> nn.Module:
-    """Make blocks recompute or compile as configured, and wrap for `world` -> the module to call.
+def parallelise(objective: Objective, cfg: TrainConfig, ranks: Ranks) -> nn.Module:
+    """Make blocks recompute or compile as configured, and wrap for `ranks` -> the module to call.
 
     One process needs no wrapping. FSDP shards every block and the rest as groups of their own: weights
     and moments float32, gathered and multiplied in bfloat16 where `precision` says so, gradients summed
@@ -32,14 +33,14 @@ def parallelise(objective: Objective, cfg: TrainConfig, world: World) -> nn.Modu
     if cfg.compile:
         for layer in gpt.layers:
             layer.compile()  # in place: names stay
-    if world.size == 1:
+    if ranks.size == 1:
         return objective
     if cfg.parallel == "ddp":
         # The null tables are equal from the start and never change, so no buffer is sent around.
         with warnings.catch_warnings():  # newer torch has another name for it, which 2.6 does not know
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     policy = MixedPrecisionPolicy()
     if cfg.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -61,12 +62,12 @@ def micro_batch(cfg: TrainConfig, world_size: int) -> int:
     return max(size for size in range(1, min(share, cfg.micro_batch) + 1) if share % size == 0)
 
 
-def sync_gradients(engine: nn.Module, last: bool) -> None:
+def sync_gradients(wrapped: nn.Module, last: bool) -> None:
     """Whether the coming backward pass is the last of its step, and so averages gradients over processes."""
-    if isinstance(engine, DistributedDataParallel):
-        engine.require_backward_grad_sync = last
-    elif isinstance(engine, FSDPModule):
-        engine.set_requires_gradient_sync(last)
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.require_backward_grad_sync = last
+    elif isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
 
 
 def clip_gradients(model: nn.Module, most: float) -> torch.Tensor:
@@ -75,11 +76,11 @@ def clip_gradients(model: nn.Module, most: float) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def full_state(state: dict[str, Any], world: World) -> dict[str, torch.Tensor]:
+def full_state(state: dict[str, Any], ranks: Ranks) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU of the first process, {} on the others. Every process must call it."""
     whole = {}
     for name, value in state.items():
         tensor = value.full_tensor() if isinstance(value, DTensor) else value  # all processes take part
-        if world.is_main:
+        if ranks.is_main:
             whole[name] = tensor.detach().cpu()
     return whole

@@ -13,9 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, to_dataclass, to_yaml
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError, check_state, checksum, save_weights, write_json, write_text
+from editar.runtime.files import atomic, check_state, checksum, save_weights, write_json, write_text
 from editar.weights.fetch import load_manifest
 from editar.weights.load import gpt_advice, judge
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
@@ -170,10 +171,8 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
         written["optimizer"] = official_optimizer(gpt, saved["optimizer_0"], cfg.optim)
     written["steps"] = int(steps)
     written["args"] = argparse.Namespace(**(source.get("args") or official_args(cfg)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    torch.save(written, partial)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        torch.save(written, partial)
     return written
 
 

@@ -18,7 +18,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from editar.config import CONFIG_DIR
-from editar.runtime.files import CheckpointError, checksum, one_line
+from editar.errors import CheckpointError, one_line
+from editar.runtime.files import checksum
 from editar.runtime.log import say
 
 MANIFEST = CONFIG_DIR.parent / "third_party" / "weights.yaml"

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
-from editar.runtime.files import CheckpointError, check_state, some
+from editar.runtime.files import check_state, some
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 
 

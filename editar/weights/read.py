@@ -22,7 +22,8 @@ import torch
 from omegaconf import OmegaConf
 
 from editar.config import RopeConfig
-from editar.runtime.files import CheckpointError, load_weights, one_line, some
+from editar.errors import CheckpointError, one_line
+from editar.runtime.files import load_weights, some
 from editar.weights.fetch import hub_file
 
 State = dict[str, torch.Tensor]

@@ -25,7 +25,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from editar.runtime.files import CheckpointError, one_line, write_json
+from editar.errors import CheckpointError, one_line
+from editar.runtime.files import write_json
 
 warnings.filterwarnings("ignore", message=".*assuming the intent is to", category=UserWarning)  # one process: meant
 FAILURES = (Exception, CheckpointException)  # DCP's own, which is a BaseException, wraps what went wrong on any process

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from editar.config import ConfigError, EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
+from editar.config import EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
+from editar.errors import ConfigError
 from editar.runtime.entry import load_config
 from tests.helpers.tiny import ROOT, run_module
 

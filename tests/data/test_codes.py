@@ -15,20 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data import codes, encode
 from editar.data.loader import Reader, TrainStream
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
-from editar.data.tables import DataError
-from editar.runtime.distributed import World
+from editar.errors import ConfigError, DataError
+from editar.runtime.distributed import Ranks
 from editar.runtime.entry import load_config
 from editar.training.encoders import build_teacher_of, build_tokenizer
 from editar.training.loop import train
 from tests.helpers import miniature
 from tests.helpers.tiny import ROOT, TINY_GPT, TINY_TOKENIZER, run_module
 
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = Ranks(0, 1, torch.device("cpu"))
 
 
 def overrides(folders: dict[str, Path], tokenizer: Path, cache: Path | None, *more: str) -> list[str]:

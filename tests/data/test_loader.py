@@ -11,10 +11,20 @@ import torch
 
 from editar.config import DataConfig, SourceConfig
 from editar.data import stream
-from editar.data.loader import DIRECTION, BadRows, Draws, HeldoutRows, Item, Reader, TrainStream, batches, collate
+from editar.data.loader import (
+    DIRECTION,
+    BadRows,
+    DrawBatchSampler,
+    HeldoutRows,
+    Item,
+    Reader,
+    TrainStream,
+    batches,
+    collate,
+)
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
-from editar.data.tables import DataError
+from editar.errors import DataError
 from tests.helpers import miniature
 
 GLOBAL_BATCH, STEPS = 6, 8
@@ -42,7 +52,7 @@ def seen(
     """draw -> (row, instruction, a sum over the pictures), over all ranks of a world of `size`."""
     found = {}
     for rank in range(size):
-        draws = Draws(start, STEPS, rank, size, GLOBAL_BATCH, micro_batch)
+        draws = DrawBatchSampler(start, STEPS, rank, size, GLOBAL_BATCH, micro_batch)
         for batch in batches(rows, draws, workers, torch.device("cpu")):
             for k, draw in enumerate(batch.draws.tolist()):
                 picture = int(batch.source[k].sum()) * 3 + int(batch.target[k].sum())
@@ -80,9 +90,9 @@ def test_pairs_are_reversed_as_the_draw_says(readers: list[Reader]) -> None:
     reversed_draws = 0
     for draw in np.flatnonzero(source == 0).tolist():
         texts = readers[0].source.pair(int(row[draw])).texts
-        expected = chance[draw] < 0.5 and len(texts.backward) > 0
+        expected = chance[draw] < 0.5 and len(texts.reversed_instructions) > 0
         assert items[draw].instruction.startswith("Remove ") == expected
-        assert items[draw].instruction in (texts.backward if expected else texts.forward)
+        assert items[draw].instruction in (texts.reversed_instructions if expected else texts.instructions)
         reversed_draws += expected
     assert reversed_draws > 5
 

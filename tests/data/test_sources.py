@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from skimage import data as photos
 
-from editar.config import ConfigError, DataConfig, SourceConfig, TrainConfig
-from editar.data.sample import BadRow, Texts, finish
+from editar.config import DataConfig, SourceConfig, TrainConfig
+from editar.data.sample import BadRow, Texts, resize_pair
 from editar.data.sources import Source, label_palette, open_sources, pipe_texts
-from editar.data.tables import DataError
+from editar.errors import ConfigError, DataError
 from editar.runtime.entry import load_config
 from tests.helpers import miniature
 
@@ -30,15 +30,17 @@ def test_every_source_of_the_paper_reads_its_real_schema(five_sources: dict[str,
     assert list(sources) == ["multigen_depth", "multigen_canny", "cocostuff", "pipe", "seed_unsplash"]
     for name, source in sources.items():
         pair = source.pair(0)
-        first, second = finish(pair, 64)
+        first, second = resize_pair(pair, 64)
         assert first.shape == second.shape == (64, 64, 3)
         assert pair.task == name and pair.id == f"{name}/0"
-        assert all(pair.texts.forward)
+        assert all(pair.texts.instructions)
     depth, canny = (sources[name].pair(3) for name in ("multigen_depth", "multigen_canny"))
-    assert depth.texts.forward[0].startswith("Given the depth image, generate an image following the description: ")
-    assert canny.texts.forward[0].startswith("Given the canny edge image, ")
+    assert depth.texts.instructions[0].startswith(
+        "Given the depth image, generate an image following the description: "
+    )
+    assert canny.texts.instructions[0].startswith("Given the canny edge image, ")
     assert np.array_equal(np.asarray(depth.target), np.asarray(canny.target))
-    assert set(np.unique(finish(canny, 64)[0])) <= {0, 255}
+    assert set(np.unique(resize_pair(canny, 64)[0])) <= {0, 255}
 
 
 def paths(folders: dict[str, Path]) -> list[str]:
@@ -50,26 +52,26 @@ def test_pipe_as_editar_reads_it() -> None:
     exact = SourceConfig("pipe", wording="editar", empty="keep", removal="editar", backward=0.5)
     assert pipe_texts(row, exact) == Texts(("Add a cat",), ("Remove a cat",), 0.5)
     assert pipe_texts({**row, VLM: ""}, exact) == Texts(("",), ("Remove ",), 0.5)
-    assert pipe_texts({**row, VLM: "Put 2 cats"}, exact).backward == ("Remove 2 cats",)
+    assert pipe_texts({**row, VLM: "Put 2 cats"}, exact).reversed_instructions == ("Remove 2 cats",)
 
 
 def test_pipe_guards_empty_texts_and_odd_removals() -> None:
     row = {VLM: "", CLASS: "Add cat", REF: None}
-    assert pipe_texts(row, SourceConfig("pipe")).forward == ("Add cat",)
+    assert pipe_texts(row, SourceConfig("pipe")).instructions == ("Add cat",)
     with pytest.raises(BadRow, match=f"{VLM} is empty"):
         pipe_texts(row, SourceConfig("pipe", empty="drop"))
     with pytest.raises(BadRow, match="every instruction column is empty"):
         pipe_texts({VLM: "", CLASS: "", REF: ""}, SourceConfig("pipe"))
-    assert pipe_texts({VLM: "Insert 2 birds"}, SourceConfig("pipe")).backward == ()
+    assert pipe_texts({VLM: "Insert 2 birds"}, SourceConfig("pipe")).reversed_instructions == ()
 
 
 def test_pipe_as_its_authors_read_it() -> None:
     row = {VLM: "Add a cat", CLASS: "", REF: "add the cat", "object_location": "the top left"}
     texts = pipe_texts(row, SourceConfig("pipe", wording="official"))
-    assert sorted(set(texts.forward)) == sorted(
+    assert sorted(set(texts.instructions)) == sorted(
         ["Add a cat", "Add a cat at the top left", "add the cat", "add the cat at the top left"]
     )
-    assert sum(text.endswith("left") for text in texts.forward) / len(texts.forward) == 0.25
+    assert sum(text.endswith("left") for text in texts.instructions) / len(texts.instructions) == 0.25
 
 
 def test_direction_and_wording_come_from_the_draw() -> None:
@@ -129,7 +131,7 @@ def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
     data = config("data=folder", f"data.sources.folder.path={tmp_path}", "data.heldout_samples=1").data
     source = open_sources(data)["folder"]
     assert len(source) == 2
-    assert source.pair(0).texts.forward == ("make it coffee",)
+    assert source.pair(0).texts.instructions == ("make it coffee",)
     with pytest.raises(BadRow, match="target holds no image bytes"):
         source.pair(1)
     (tmp_path / "pairs.jsonl").write_text('{"source": "cat.png"}')
@@ -150,6 +152,6 @@ def test_folders_repacked_by_editar_are_read_as_they_are(kind: str, structs: boo
     folder = miniature.write_repack(tmp_path / "repack", 6, structs=structs, corrupt=(1,))
     data = DataConfig(sources={kind: SourceConfig(kind, path=str(folder))}, heldout_samples=1)
     source = open_sources(data)[kind]
-    assert [size.shape for size in finish(source.pair(0), 64)] == [(64, 64, 3)] * 2
+    assert [size.shape for size in resize_pair(source.pair(0), 64)] == [(64, 64, 3)] * 2
     with pytest.raises(BadRow, match="not a readable image"):
         source.pair(1)

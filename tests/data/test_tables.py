@@ -14,7 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from editar.data import tables
-from editar.data.tables import DataError, Table, label_map, open_table, stream_rows
+from editar.data.tables import Table, label_map, open_table, stream_rows
+from editar.errors import DataError
 from tests.helpers import miniature
 
 

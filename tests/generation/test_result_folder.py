@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from editar.generation.result_folder import Results
-from editar.metrics.pictures import BenchmarkError
+from editar.errors import BenchmarkError
+from editar.generation.result_folder import ResultFolder
 
 NAMES = {"1": "kind/one.jpg", "2": "two.jpg"}
 
@@ -23,7 +23,7 @@ def write(folder: Path, *names: str) -> None:
 @pytest.mark.parametrize("inner", ["", "images", "annotation_images"])
 def test_folders_with_any_suffix(tmp_path: Path, inner: str) -> None:
     write(tmp_path / inner, "kind/one.png", "two.webp")
-    results = Results(tmp_path)
+    results = ResultFolder(tmp_path)
     assert results.path("1", NAMES["1"]) == tmp_path / inner / "kind/one.png"
     results.check(NAMES)
 
@@ -32,7 +32,7 @@ def test_a_json_map_points_anywhere(tmp_path: Path) -> None:
     write(tmp_path / "somewhere", "a.png", "b.png")
     map = tmp_path / "map.json"
     map.write_text(json.dumps({"1": "somewhere/a.png", "2": str(tmp_path / "somewhere" / "b.png")}))
-    results = Results(map)
+    results = ResultFolder(map)
     assert results.path("2", NAMES["2"]).name == "b.png"
     results.check(NAMES)
     with pytest.raises(BenchmarkError, match="1 files belong to no picture of the benchmark, first 2"):
@@ -41,7 +41,7 @@ def test_a_json_map_points_anywhere(tmp_path: Path) -> None:
         results.check(NAMES | {"3": "three.jpg"})
     map.write_text(json.dumps({"1": "somewhere/a.png", "2": "somewhere/../somewhere/a.png"}))
     with pytest.raises(BenchmarkError, match=r"ids 1 and 2 both point to .*a.png; each needs its own picture"):
-        Results(map)
+        ResultFolder(map)
     (tmp_path / "somewhere" / "a.png").unlink()
     with pytest.raises(BenchmarkError, match=r"id 1 points to .*a.png, which is not there"):
         results.path("1", NAMES["1"])
@@ -50,19 +50,19 @@ def test_a_json_map_points_anywhere(tmp_path: Path) -> None:
 def test_missing_and_extra_files_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "two.png")
     with pytest.raises(BenchmarkError, match=r"1 of 2 results are missing, first kind/one.jpg") as caught:
-        Results(tmp_path).check(NAMES)
+        ResultFolder(tmp_path).check(NAMES)
     assert "stage=generate" not in str(caught.value)  # which makes nobody else's
     write(tmp_path, "kind/one.png", "kind/three.png", ".hidden.png")
     with pytest.raises(BenchmarkError, match=r"1 files belong to no picture of the benchmark, first .*three.png"):
-        Results(tmp_path).check(NAMES)
+        ResultFolder(tmp_path).check(NAMES)
 
 
 def test_what_is_no_result_set(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="no such folder; make it with stage=generate"):
-        Results(tmp_path / "nowhere")
+        ResultFolder(tmp_path / "nowhere")
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(BenchmarkError, match="must map ids to paths"):
-        Results(tmp_path / "bad.json")
+        ResultFolder(tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(BenchmarkError, match="neither a folder nor readable JSON"):
-        Results(tmp_path / "bad.json")
+        ResultFolder(tmp_path / "bad.json")

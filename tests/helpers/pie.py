@@ -13,6 +13,6 @@ RESULTS = GOLDEN / "output" / "tiny-editor"
 
 
 def config(out: Path, *overrides: str) -> EvalConfig:
-    judges = ["judges.structure=null", "judges.lpips=null", "judges.clip=null", "num_workers=0"]
+    judges = ["networks.structure=null", "networks.lpips=null", "networks.clip=null", "num_workers=0"]
     base = [f"output_dir={out}", "benchmark=pie_bench", f"root={GOLDEN / 'data'}", *judges]
     return load_config(EvalConfig, "eval", [*base, *overrides])

@@ -1,4 +1,4 @@
-"""Judges of toy size with random weights, saved in the files the real ones come in."""
+"""Networks that score, of toy size with random weights, saved in the files the real ones come in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def write_depth_judge(folder: Path) -> Path:
+def write_depth_network(folder: Path) -> Path:
     """A DPT with its processor, as Intel/dpt-large is stored."""
     from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 

@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from editar.images import ImageError
+from editar.errors import BenchmarkError, CheckpointError, ImageError
 from editar.metrics.fid import (
     FidStatistics,
     Inception,
@@ -21,8 +21,7 @@ from editar.metrics.fid import (
     mean_of_groups,
     statistics,
 )
-from editar.metrics.pictures import BenchmarkError, content_sum
-from editar.runtime.files import CheckpointError
+from editar.runtime.files import content_sum
 
 CPU = torch.device("cpu")
 

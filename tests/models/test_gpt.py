@@ -7,7 +7,7 @@ import torch
 
 from editar.config import GPTConfig
 from editar.models.gpt import GPT, KVCache
-from editar.models.rope import apply_rope, places, rope_table
+from editar.models.rope import apply_rope, grid_positions, rope_table
 from tests.helpers.tiny_gpt import ROPES, config, model
 
 
@@ -79,7 +79,7 @@ def test_null_tables_are_buffers_no_optimiser_sees() -> None:
 def test_official_layout() -> None:
     """EditAR: source top-left, target bottom-right of a doubled grid, text rows all zero."""
     cfg = config()
-    rows, columns, is_text = places(cfg)
+    rows, columns, is_text = grid_positions(cfg)
     n, g = cfg.image_tokens, cfg.grid
     assert rows[:n].tolist() == [i // g for i in range(n)]
     assert columns[-n:].tolist() == [i % g + g for i in range(n)]
@@ -100,7 +100,7 @@ def test_identity_text_is_not_rotated() -> None:
 def test_shared_output_layout_puts_a_prediction_on_its_source() -> None:
     """The position that predicts target code j carries the place of source code j."""
     cfg = config(ROPES["shared"])
-    rows, columns, _ = places(cfg)
+    rows, columns, _ = grid_positions(cfg)
     n = cfg.image_tokens
     predicting = slice(cfg.prefix_tokens - 1, cfg.prefix_tokens - 1 + n)
     assert torch.equal(rows[predicting], rows[:n])

@@ -12,7 +12,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from editar.config import ConfigError, TextConfig
+from editar.config import TextConfig
+from editar.errors import ConfigError
 from editar.models.text import TextEncoder
 
 WORDS = [

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editar.errors import BenchmarkError
 from editar.evaluation.run import evaluate
-from editar.metrics.pictures import BenchmarkError
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
 from editar.report.gallery import outline_uri, spread, thumbnail_uri
-from editar.report.merge import Scored, load_scored, merge, table_rows
+from editar.report.merge import ScoredFolder, load_scored, merge, table_rows
 from editar.runtime.files import write_json
 from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
 from scripts import report
@@ -62,7 +62,7 @@ def test_the_page_holds_every_part(scored: Path, tmp_path: Path, capsys: pytest.
     assert any(
         text.startswith("* tiny, untouched, third: not comparable") and "6 pictures" in text for text in page.text
     )
-    assert "Without structure: judges.structure is null" in page.text
+    assert "Without structure: networks.structure is null" in page.text
     assert any(text.endswith("MB") for text in page.text)
     [grid] = page.grids
     assert grid["methods"] == ["tiny", "untouched", "third"]
@@ -105,7 +105,7 @@ def test_nothing_from_a_file_is_run_or_fetched(scored: Path, tmp_path: Path) -> 
 
 
 def test_table_2_is_one_row_over_three_folders() -> None:
-    def part(task: str, values: dict[str, float], name: str = "ours", **fields: Any) -> Scored:
+    def part(task: str, values: dict[str, float], name: str = "ours", **fields: Any) -> ScoredFolder:
         columns = [Column(f"{task}_{key}", key, "x", "lower") for key in (*values, "fid")]
         rows = [
             {"id": str(i), "instruction": "a cat", "source": "", "result": ""}
@@ -113,7 +113,7 @@ def test_table_2_is_one_row_over_three_folders() -> None:
             for i in range(2)
         ]
         method = MethodScores(name, "folder", rows, {}, {f"{task}_fid": 20.0}, **fields)
-        return Scored(f"{task}-{name}", Evaluation(task, "editar", "root", columns, [method]))
+        return ScoredFolder(f"{task}-{name}", Evaluation(task, "editar", "root", columns, [method]))
 
     short = {"why_not": ["2 prompts instead of 5000"], "generated_with": made(3)}
     parts = [
@@ -149,7 +149,7 @@ def test_a_column_that_one_folder_lacks_is_a_gap_not_a_number(scored: Path, tmp_
     [evaluation] = merge([load_scored(str(scored)), load_scored(str(folder))])
     assert [method.method for method in evaluation.methods] == ["tiny", "untouched", "few"]
     assert math.isnan(evaluation.means(evaluation.methods[2])["ssim"].mean)
-    assert evaluation.missing["ssim (few)"] == "fetch it" and evaluation.missing["lpips"] == "judges.lpips is null"
+    assert evaluation.missing["ssim (few)"] == "fetch it" and evaluation.missing["lpips"] == "networks.lpips is null"
     tiny, _, few = table_rows([evaluation])["table1"]
     assert "ssim" in tiny.values and "ssim" not in few.values
     assert len(group_bars(evaluation, "edit type")) == 3 and distributions(evaluation) is not None
@@ -225,8 +225,8 @@ def test_what_cannot_stand_side_by_side_is_one_line(
 
     (tmp_path / "empty").mkdir()
     assert "scores.json: no such file" in error(str(tmp_path / "empty"))
-    (tmp_path / "metrics.json").write_text("{}")
-    assert "not a metrics.json of this version" in error(str(tmp_path))
+    write_json(tmp_path / "scores.json", {})
+    assert "not a scores.json of this version" in error(str(tmp_path))
     same = changed(scored, tmp_path / "same", "tiny")
     assert f"both hold a method called tiny; give one as NAME={same}" in error(str(scored), same)
     assert [method.method for method in load_scored(f"again={same}").evaluation.methods] == ["again"]
@@ -242,6 +242,6 @@ def test_what_cannot_stand_side_by_side_is_one_line(
         rows = [row | {"lpips": 1.0} for row in raw["methods"][Path(folder).name]["rows"]]
         raw["methods"][Path(folder).name]["rows"] = rows
         write_json(Path(folder) / "scores.json", raw | {"columns": [*raw["columns"], column]})
-    assert "were scored by different weights of judges.lpips (a.pth, b.pth); score both" in error(*folders)
+    assert "were scored by different weights of networks.lpips (a.pth, b.pth); score both" in error(*folders)
     fewer = changed(scored, tmp_path / "fewer", "fewer", rows=rows[:4], groups={})
     assert "were scored on different pictures of pie_bench" in error(str(scored), fewer)

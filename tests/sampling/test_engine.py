@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editar.config import ConfigError, GPTConfig, RopeConfig, SamplingConfig
+from editar.config import GPTConfig, RopeConfig, SamplingConfig
+from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.engine import Engine, known_runs

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import ConfigError, EditConfig, GPTConfig
+from editar.config import EditConfig, GPTConfig
 from editar.edit import edit
+from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.runtime.entry import load_config
 from editar.sampling.batching import automatic_batch, in_batches, out_of_memory, result_bytes

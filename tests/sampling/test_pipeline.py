@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import ConfigError, EditConfig, EvalConfig
+from editar.config import EditConfig
 from editar.data.nano.world import NanoWorld
 from editar.edit import edit
-from editar.evaluation.nano.run import evaluate_nano
+from editar.errors import CheckpointError, ConfigError
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError
 from editar.sampling.pipeline import EditPipeline
 from tests.helpers.tiny import run_module
 
@@ -133,27 +131,3 @@ def test_edit_entry_names_a_bad_image(tiny_run: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "page.png: not a readable image" in done.stderr
-
-
-def test_eval_scores_restarts_and_refuses_a_mix(tiny_run: Path, tmp_path: Path) -> None:
-    base = [f"checkpoint={tiny_run}", f"output_dir={tmp_path / 'eval'}", "samples=8"]
-    cfg = load_config(EvalConfig, "eval", base)
-    first = evaluate_nano(cfg)
-    assert first.overall.count == 8
-    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
-    assert metrics["protocol"] == "nano-v1"
-    assert len(metrics["rows"]) == 8
-    images = sorted((tmp_path / "eval/images").iterdir())
-    times = [image.stat().st_mtime_ns for image in images]
-    images[3].unlink()
-    again = evaluate_nano(cfg)
-    assert (again.tasks, again.mistakes) == (first.tasks, first.mistakes)
-    assert again.background_psnr == pytest.approx(first.background_psnr, abs=0.01)
-    after = [image.stat().st_mtime_ns for image in images]
-    assert [a == b for a, b in zip(times, after, strict=True)].count(False) == 1
-    with pytest.raises(ConfigError, match="holds results made with other sampling"):
-        evaluate_nano(load_config(EvalConfig, "eval", [*base, "+sampling.seed=5"]))
-    (tmp_path / "busy").mkdir()
-    (tmp_path / "busy/notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"busy is in use and holds no manifest\.json"):
-        evaluate_nano(load_config(EvalConfig, "eval", [base[0], f"output_dir={tmp_path / 'busy'}", base[2]]))

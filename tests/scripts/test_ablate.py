@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from editar.config import ConfigError
+from editar.errors import ConfigError
+from editar.tables.scores import load_evaluation
 from scripts import ablate
 from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER
 
@@ -40,4 +40,4 @@ def test_runs_are_trained_scored_and_put_on_one_page(tmp_path: Path, tiny_tokeni
     page = (out / "report.html").read_text()
     assert "Ablation" in page and "teacher_none" in page and "teacher_hog" in page
     for name in ("teacher_none", "teacher_hog"):
-        assert json.loads((out / "scores" / name / "metrics.json").read_text())["samples"] == 8
+        assert len(load_evaluation(out / "scores" / name).methods[0].rows) == 8

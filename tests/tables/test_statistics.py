@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from editar.metrics.pictures import BenchmarkError
-from editar.tables.statistics import compare, mean_of, means, means_by
+from editar.errors import BenchmarkError
+from editar.tables.statistics import compare, mean_of, means, means_by, rate_of
 
 NAN, INF = math.nan, math.inf
 
@@ -72,3 +72,11 @@ def test_comparison_needs_the_same_pictures() -> None:
         compare({"a": 1.0, "b": 1.0}, {"b": 1.0, "c": 1.0}, "lower")
     with pytest.raises(ValueError, match="lower, higher"):
         compare({}, {}, "best")
+
+
+def test_a_rate_has_wilsons_interval() -> None:
+    found = rate_of([100.0] * 8 + [0.0] * 2 + [NAN])
+    assert (found.mean, found.count, found.excluded) == (80, 10, 1)
+    assert (round(found.low, 1), round(found.high, 1)) == (49.0, 94.3)
+    assert rate_of([0.0] * 30).low == pytest.approx(0) and rate_of([100.0] * 30).high == pytest.approx(100)
+    assert math.isnan(rate_of([NAN]).mean)

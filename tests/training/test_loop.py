@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from editar.config import ConfigError, OptimConfig, TrainConfig
+from editar.config import OptimConfig, TrainConfig
 from editar.data.encode import write_shard
+from editar.errors import CheckpointError, ConfigError, TrainingError
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError, TrainingError
 from editar.training.loop import train
 from editar.training.optim import Muon, lr_factor, make_optimizers, orthogonalise
 from editar.weights.run_checkpoint import complete

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
+from editar.errors import ConfigError
 from editar.runtime.entry import load_config
 from editar.training.loop import dropout_seed, train
 from editar.training.parallel import micro_batch
@@ -91,7 +92,7 @@ def test_shares_of_the_global_batch() -> None:
         more = [f"{key}={value}" for key, value in changes.items()]
         return load_config(TrainConfig, "train", ["output_dir=x", "global_batch=64", *more])
 
-    assert [micro_batch(cfg(micro_batch=8), world) for world in (1, 2, 8, 16, 64)] == [8, 8, 8, 4, 1]
+    assert [micro_batch(cfg(micro_batch=8), ranks) for ranks in (1, 2, 8, 16, 64)] == [8, 8, 8, 4, 1]
     assert micro_batch(cfg(micro_batch=7), 2) == 4
     with pytest.raises(ConfigError, match="global_batch=64 is not divisible by 3 processes"):
         micro_batch(cfg(), 3)

@@ -15,18 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from editar.config import GPTConfig, RopeConfig, TrainConfig
-from editar.data.loader import Draws, batches
+from editar.config import RopeConfig, TrainConfig
+from editar.data.loader import DrawBatchSampler, batches
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import load_config
-from editar.runtime.files import CheckpointError
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import build
 from editar.training.loop import train_step
 from editar.weights.convert import export_official, gpt_config, import_weights, official_args
-from editar.weights.read import OFFICIAL_SIZES, read_checkpoint
+from editar.weights.read import read_checkpoint
 from tests.helpers import tiny, trainings
 from tests.helpers.official import GOLDEN, RELEASE, T2I, TINY, VQ, config, fake_gpt, official, same
 
@@ -173,13 +173,14 @@ def test_the_release_trains_on_with_its_own_moments(tmp_path: Path) -> None:
     assert f"resuming {run} at step 2" in (tmp_path / "log").read_text()
 
     cfg = load_config(TrainConfig, "train", [f"output_dir={tmp_path / 'by_hand'}", *settings, "init_from=null"])
-    with distributed("cpu") as world:
-        ours = build(cfg, world, Path(cfg.output_dir))
+    with distributed("cpu") as ranks:
+        ours = build(cfg, ranks, Path(cfg.output_dir))
         ours.gpt.load_state_dict(official(RELEASE)["model"])
         ours.optimizers[0].load_state_dict(official(RELEASE)["optimizer"])
         for group in ours.optimizers[0].param_groups:
             group["base_lr"] = cfg.optim.lr
-        feed = batches(ours.train_rows, Draws(2, 3, 0, 1, cfg.global_batch, ours.micro_batch), 0, world.device)
+        draws = DrawBatchSampler(2, 3, ranks.rank, ranks.size, cfg.global_batch, ours.micro_batch)
+        feed = batches(ours.train_rows, draws, 0, ranks.device)
         values = train_step(ours, feed, 2, stop=False)
     torch.testing.assert_close(dict(ours.gpt.state_dict()), load_file(run / "model.safetensors"), rtol=0, atol=1e-6)
     (row,) = (row for row in trainings.rows(run) if "token" in row)
@@ -194,9 +195,8 @@ def test_import_needs_a_config_that_fits(tmp_path: Path) -> None:
 
 
 def test_import_finds_the_config_of_an_official_size(tmp_path: Path) -> None:
-    name = "b"
-    dim, layers, heads = OFFICIAL_SIZES[name]
-    path = fake_gpt(GPTConfig(dim=dim, n_layer=layers, n_head=heads, teacher_dim=None), tmp_path / "w.pt")
+    paper = load_config(TrainConfig, "train", ["experiment=editar_xl", "gpt=b", "teacher=none", "output_dir=x"])
+    path = fake_gpt(paper.gpt, tmp_path / "w.pt")
     cfg = gpt_config(read_checkpoint(path)[1], None, tmp_path / "run")
     assert cfg is not None
     assert (cfg.gpt.n_head, cfg.gpt.grid, cfg.teacher.name, cfg.rope) == (12, 32, "none", RopeConfig())

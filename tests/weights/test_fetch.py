@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from editar.runtime.files import CheckpointError
+from editar.errors import CheckpointError
 from editar.weights import fetch as fetching
 from editar.weights.fetch import fetch, hub_file, load_manifest, parse_hub_id, select
 

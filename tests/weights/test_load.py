@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from editar.config import GPTConfig
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
-from editar.runtime.files import CheckpointError
 from editar.weights.load import load_gpt, load_vq
 from editar.weights.read import OFFICIAL_SIZES, read_checkpoint
 from tests.helpers.official import GOLDEN, RELEASE, T2I, VQ, config, fake_gpt, gpt, official, same
@@ -96,9 +96,7 @@ def test_vq_with_and_without_usage_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(OFFICIAL_SIZES))
 def test_wrong_size_names_the_config_that_fits(tmp_path: Path, name: str) -> None:
     dim, layers, heads = OFFICIAL_SIZES[name]
-    path = fake_gpt(
-        GPTConfig(dim=dim, n_layer=layers, n_head=heads, vocab_size=64, grid=4, text_dim=24), tmp_path / "w.pt"
-    )
+    path = fake_gpt(replace(config().gpt, dim=dim, n_layer=layers, n_head=heads), tmp_path / "w.pt")
     assert read_checkpoint(path)[1].sizes["n_head"] == heads
     with pytest.raises(CheckpointError, match=f"and [0-9]+ more; these weights need gpt={name}$"):
         load_gpt(gpt(), path)
@@ -123,10 +121,10 @@ def test_wrong_settings_are_named() -> None:
 
 def test_wrong_head_count_is_found_although_every_shape_fits(tmp_path: Path) -> None:
     dim, layers, _ = OFFICIAL_SIZES["b"]
-    right = GPTConfig(dim=dim, n_layer=layers, n_head=12, vocab_size=64, grid=4, text_dim=24)
+    right = replace(config().gpt, dim=dim, n_layer=layers, n_head=12)
     path = fake_gpt(right, tmp_path / "w.pt")
     with torch.device("meta"):
-        wrong = GPT(GPTConfig(dim=dim, n_layer=layers, n_head=6, vocab_size=64, grid=4, text_dim=24))
+        wrong = GPT(replace(right, n_head=6))
     with pytest.raises(CheckpointError, match=r"the weights have 12 attention heads, the config gpt.n_head=6"):
         load_gpt(wrong, path)
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from editar.config import CONFIG_DIR, TokenizerConfig
+from editar.errors import CheckpointError
 from editar.models.vq import VQModel
-from editar.runtime.files import CheckpointError
 from editar.weights.read import OFFICIAL_SIZES, read_checkpoint
 from tests.helpers.official import GOLDEN, RELEASE, T2I, VQ, official, same
 

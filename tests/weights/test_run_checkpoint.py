@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editar.runtime.files import CheckpointError
+from editar.errors import CheckpointError
 from editar.weights.run_checkpoint import (
     complete,
     latest_checkpoint,

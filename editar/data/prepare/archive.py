@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from editar.data.prepare.folder import Dropped
-from editar.runtime.files import DataError
+from editar.errors import DataError
 
 PART = re.compile(r"(?P<archive>.+\.tar\.gz)\.part-(?P<number>\d+|[a-z]+)")
 BUFFER = 1 << 20

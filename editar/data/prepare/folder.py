@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from editar.data.tables import FORMAT, MANIFEST, UNFINISHED, Table, read_manifest
-from editar.images import ImageError, ImageTooLarge, contact_sheet, load_image, resize_and_crop, save_image
-from editar.runtime.files import DataError, write_json, write_text
+from editar.errors import DataError, ImageError, ImageTooLarge
+from editar.images import contact_sheet, load_image, resize_and_crop, save_image
+from editar.runtime.files import write_json, write_text
 from editar.runtime.log import say
 
 LISTED = 10_000  # dropped rows named per piece of work and reason; all are counted
@@ -134,7 +135,9 @@ def finished_unit(folder: Path, name: str) -> dict[str, Any] | None:
     return unit if whole else None
 
 
-def finish(folder: Path, manifest: dict[str, Any], dropped: list[dict[str, str]], sheet: Callable[[], None]) -> None:
+def finish_folder(
+    folder: Path, manifest: dict[str, Any], dropped: list[dict[str, str]], sheet: Callable[[], None]
+) -> None:
     """Draw the sheet, list the dropped rows, write the manifest, and tell what came out."""
     if manifest["rows"]:
         sheet()

@@ -28,7 +28,8 @@ from editar.data.prepare.folder import Dropped, Drops, check_image
 from editar.data.prepare.work import ShardWriter, run_units, tick
 from editar.data.shards import row_of
 from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
-from editar.runtime.files import DataError, one_line, write_json
+from editar.errors import DataError, one_line
+from editar.runtime.files import write_json
 from editar.runtime.log import say
 
 ROW_GROUP = 8  # rows read for one: few, they carry pixels
@@ -315,5 +316,5 @@ def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: 
             listed_table(folder, files, list(layout.images), ""), layout.images, folder / "contact_sheet.png"
         )
 
-    out.finish(folder, manifest, drops.rows, sheet)
+    out.finish_folder(folder, manifest, drops.rows, sheet)
     return manifest

@@ -31,7 +31,8 @@ from editar.data.prepare.folder import Dropped, Drops, check_image
 from editar.data.prepare.parquet import ROW_GROUP, Request
 from editar.data.prepare.work import ShardWriter, run_units
 from editar.data.tables import REFERENCE, UNFINISHED, listed_table
-from editar.runtime.files import DataError, write_json
+from editar.errors import DataError
+from editar.runtime.files import write_json
 from editar.runtime.log import say
 
 LARGEST = 256 << 20  # bytes of one picture file
@@ -252,7 +253,7 @@ def write_pairs(
             folder / "contact_sheet.png",
         )
 
-    out.finish(folder, manifest, drops.rows, sheet)
+    out.finish_folder(folder, manifest, drops.rows, sheet)
     return manifest
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from editar.runtime.files import DataError, checksum
+from editar.errors import DataError
+from editar.runtime.files import checksum
 
 
 class ShardWriter:

@@ -1,0 +1,1 @@
+from editar.evaluation.nano.run import Nano as Nano

@@ -1,91 +1,128 @@
-"""The whole evaluation of a checkpoint on the nano world: edit, score, write, show."""
+"""The nano world as a benchmark: held-out scenes with exact ground truth, so nothing has to be downloaded.
+
+OUTPUT/images/ID.png       the edits            OUTPUT/grid.png            source | target | edit of the first ones
+OUTPUT/ceiling/ID.png      the true targets through the checkpoint's tokenizer: the best that any GPT on it can do
+OUTPUT/sources/, masks/    what was edited and where, for people to look at
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from omegaconf import OmegaConf
 
 from editar.config import EvalConfig
 from editar.data.nano.world import NanoWorld, render
 from editar.data.sample import EditSample
-from editar.evaluation.nano.scoring import Summary, Verdict, judge, shuffled, summarise, table
-from editar.generation.editors import ModelEditor
-from editar.generation.generate import EditJob, generate
-from editar.images import contact_sheet, save_image
-from editar.runtime.distributed import distributed
-from editar.runtime.files import checksum, provenance, write_json
-from editar.sampling.pipeline import EditPipeline
+from editar.errors import BenchmarkError
+from editar.evaluation.benchmark import Benchmark, row_of
+from editar.evaluation.nano.scoring import COLUMNS, PROTOCOL, groups_of, mistakes, score_edit, shuffled
+from editar.generation.editors import Editor, ModelEditor
+from editar.generation.generate import EditJob
+from editar.generation.result_folder import ResultFolder
+from editar.images import contact_sheet, load_image, save_image
+from editar.metrics.networks import Missing
+from editar.tables.scores import Column, Evaluation, MethodScores
 
-PROTOCOL = "nano-v1"
+CEILING = Column("ceiling", "Success of the tokenizer alone", "%", "higher", rate=True)
 
 
-def evaluate_nano(cfg: EvalConfig) -> Summary | None:
-    """Edit `cfg.samples` held-out samples with a checkpoint, score them beside the tokenizer's ceiling.
+class Nano(Benchmark):
+    """The held-out scenes of `data_seed`, by default of the seed that the checkpoint was trained with."""
 
-    Returns the checkpoint's summary; None on the ranks of torchrun that only help to edit.
-    """
-    folder, checkpoint = Path(cfg.output_dir), Path(str(cfg.checkpoint))
-    with distributed(cfg.device) as ranks:
-        pipeline = EditPipeline.from_pretrained(checkpoint, ranks.device, cfg.sampling, dtype=cfg.dtype)
-        world = NanoWorld("heldout", cfg.samples, pipeline.cfg.data.seed)
-        plans = [world.plan(i) for i in range(len(world))]
-        samples = [render(plan) for plan in plans]
-        instructions = [sample.instruction for sample in samples]
-        if cfg.shuffle_instructions:
+    name, title, protocol, needs_root = "nano", "Nano world", PROTOCOL, False
+
+    def __init__(self, cfg: EvalConfig) -> None:
+        super().__init__(cfg)
+        world = NanoWorld("heldout", cfg.samples, seed_of(cfg))
+        self.plans = [world.plan(index) for index in range(len(world))]
+        self.samples = [render(plan) for plan in self.plans]
+
+    def jobs(self) -> list[EditJob]:
+        instructions = [sample.instruction for sample in self.samples]
+        if self.cfg.shuffle_instructions:
             instructions = shuffled(instructions)
-        jobs = [
-            EditJob(
-                sample.id,
-                sample.id,
-                text,
-                sample.target_caption,
-                partial(np.asarray, sample.source),
-                len(sample.source),
-            )
-            for sample, text in zip(samples, instructions, strict=True)
+        return [
+            EditJob(sample.id, sample.id, text, sample.target_caption, partial(np.asarray, sample.source), None)
+            for sample, text in zip(self.samples, instructions, strict=True)
         ]
-        sources = hashlib.sha256(b"".join(np.asarray(sample.source).tobytes() for sample in samples))
-        files = generate(ModelEditor(pipeline, checkpoint), jobs, folder, ranks, sources.hexdigest)
-    if not ranks.is_main:
-        return None
-    outputs = [np.asarray(Image.open(file)) for file in files]
-    verdicts = [judge(plan, output) for plan, output in zip(plans, outputs, strict=True)]
-    ceiling = pipeline.reconstruct([sample.target for sample in samples])
-    columns = {
-        "model": summarise(verdicts),
-        "tokenizer ceiling": summarise([judge(plan, picture) for plan, picture in zip(plans, ceiling, strict=True)]),
-    }
-    result = {
-        "protocol": PROTOCOL,
-        "samples": len(samples),
-        "shuffled_instructions": cfg.shuffle_instructions,
-        "data_seed": pipeline.cfg.data.seed,
-        "sampling": asdict(pipeline.cfg.sampling),
-        "weights_sha256": checksum(checkpoint / "model.safetensors"),
-        "made_by": provenance(),
-        "model": columns["model"].as_dict(),
-        "ceiling": columns["tokenizer ceiling"].as_dict(),
-        "rows": [asdict(verdict) for verdict in verdicts],
-    }
-    write_json(folder / "metrics.json", result)
-    save_image(sheet(samples, outputs, verdicts), folder / "grid.png")
-    print(table(columns))
-    print(f"\nmistakes: {', '.join(f'{name} {n}' for name, n in columns['model'].mistakes.items()) or 'none'}")
-    print(f"pictures: {folder / 'grid.png'} (source | target | output)   numbers: {folder / 'metrics.json'}")
-    return columns["model"]
+
+    def sources_sum(self) -> str:
+        return hashlib.sha256(b"".join(sample.source.tobytes() for sample in self.samples)).hexdigest()
+
+    def names(self) -> dict[str, str]:
+        return {sample.id: f"{sample.id}.png" for sample in self.samples}
+
+    def also_make(self, editor: Editor, folder: Path) -> None:
+        """The true targets through the tokenizer, where a checkpoint of ours was asked."""
+        if isinstance(editor, ModelEditor):
+            files = {sample.id: folder / "ceiling" / f"{sample.id}.png" for sample in self.samples}
+            todo = [sample for sample in self.samples if not files[sample.id].is_file()]
+            for sample, picture in zip(todo, editor.pipeline.reconstruct([s.target for s in todo]), strict=True):
+                save_image(picture, files[sample.id])
+
+    def scorer(self, device: torch.device) -> NanoScorer:
+        return NanoScorer(self)
+
+    def show(self, evaluation: Evaluation, out: Path) -> None:
+        for method in evaluation.methods:
+            print(f"mistakes of {method.method}: {mistakes(method)}")
+        first = evaluation.methods[0]
+        outputs = [np.asarray(load_image(row["result"])) for row in first.rows]
+        grid = sheet(self.samples, outputs, [row["success"] > 0 for row in first.rows])
+        save_image(grid, out / "grid.png")
+        print(f"pictures: {out / 'grid.png'} (source | target | output)")
 
 
-def sheet(samples: list[EditSample], outputs: list[np.ndarray], verdicts: list[Verdict], most: int = 32) -> np.ndarray:
+class NanoScorer:
+    """Compares every picture with the true target and all counterfactuals; needs no network."""
+
+    def __init__(self, benchmark: Nano) -> None:
+        self.benchmark, self.columns, self.missing = benchmark, [*COLUMNS, CEILING], list[Missing]()
+
+    def __call__(self, name: str, results: ResultFolder) -> MethodScores:
+        benchmark, made = self.benchmark, results.generated_with
+        if made is not None and made["sources_sha256"] != benchmark.sources_sum():
+            raise BenchmarkError(
+                f"{results.source}: made from other held-out samples; give their data_seed=... and samples=..."
+            )
+        rows = [self.row(index, job, results) for index, job in enumerate(benchmark.jobs())]
+        return MethodScores(name, str(results.source), rows, groups_of(benchmark.plans), generated_with=made)
+
+    def row(self, index: int, job: EditJob, results: ResultFolder) -> dict[str, Any]:
+        benchmark = self.benchmark
+        sample, plan, name = benchmark.samples[index], benchmark.plans[index], f"{job.id}.png"
+        source, mask = (benchmark.thumbnails(kind) / name for kind in ("sources", "masks"))
+        save_image(sample.source, source)
+        save_image(sample.mask, mask)
+        output = np.asarray(load_image(results.path(job.id, name)))
+        if output.shape != sample.target.shape:
+            raise BenchmarkError(f"{results.path(job.id, name)}: {output.shape[:2]}, the nano world is 64x64")
+        ceiling = results.source / "ceiling" / name
+        best = 100.0 * score_edit(plan, np.asarray(load_image(ceiling))).success if ceiling.is_file() else math.nan
+        return row_of(job, results, name, source, mask) | score_edit(plan, output).row() | {CEILING.name: best}
+
+
+def seed_of(cfg: EvalConfig) -> int:
+    """`data_seed`, or that of the checkpoint's training data, whose held-out scenes it has never seen."""
+    config = Path(cfg.checkpoint or "") / "config.yaml"
+    if cfg.data_seed is not None or not cfg.checkpoint or not config.is_file():
+        return cfg.data_seed or 0
+    return int(OmegaConf.select(OmegaConf.load(config), "data.seed", default=0))
+
+
+def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 32) -> np.ndarray:
     """source | target | output, two columns of samples, a green or red bar under each; enlarged twice."""
     cells = []
-    for sample, output, verdict in list(zip(samples, outputs, verdicts, strict=True))[:most]:
+    for sample, output, success in list(zip(samples, outputs, successes, strict=True))[:most]:
         row = contact_sheet([[sample.source, sample.target, output]])
-        bar = np.full((3, row.shape[1], 3), (40, 160, 70) if verdict.success else (210, 50, 40), np.uint8)
+        bar = np.full((3, row.shape[1], 3), (40, 160, 70) if success else (210, 50, 40), np.uint8)
         cells.append(np.concatenate([row, bar]))
     if len(cells) % 2:
         cells.append(np.full_like(cells[0], 255))

@@ -1,0 +1,1 @@
+from editar.evaluation.pie_bench.run import PieBench as PieBench

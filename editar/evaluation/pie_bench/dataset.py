@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from editar.errors import BenchmarkError
 from editar.images import load_image
-from editar.metrics.pictures import SIZE, BenchmarkError, load_square
+from editar.metrics.pictures import SIZE, load_square
 
 PROTOCOL = "pnpinversion-v1"
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from editar.config import JudgeSources
+from editar.config import NetworkSources
 from editar.evaluation.pie_bench.dataset import plain_caption
 from editar.metrics.dino_structure import StructureDistance
 from editar.metrics.lpips_clip import ClipSimilarity, Lpips
-from editar.metrics.networks import Missing, try_judge
+from editar.metrics.networks import Missing, load_or_leave
 from editar.metrics.ssim import mse, psnr, ssim
 from editar.tables.scores import Column
 
@@ -54,6 +54,7 @@ COLUMNS = (
     PieColumn("clip_whole", "CLIP, whole picture", "clip_similarity_target_image", 1.0, "100 x cosine", "higher"),
     PieColumn("clip_edited", "CLIP, edited region", CLIP_EDITED, 1.0, "100 x cosine", "higher"),
 )
+NETWORKS = {"structure": ("structure",), "lpips": ("lpips",), "clip": ("clip_whole", "clip_edited")}
 SCALE = {column.name: column.scale for column in COLUMNS}
 
 
@@ -81,29 +82,24 @@ class PieMetrics:
         self.device, self.structure, self.lpips, self.clip = device, structure, lpips, clip
 
     @classmethod
-    def load(cls, sources: JudgeSources, device: torch.device) -> tuple[PieMetrics, list[Missing]]:
+    def load(cls, sources: NetworkSources, device: torch.device) -> tuple[PieMetrics, list[Missing]]:
         """With the judges whose files are here, and what is missing for the rest.
 
         Raises CheckpointError or ConfigError for a file that is there and is not what it should be.
         """
-        structure, a = try_judge(
-            "structure", sources.structure, ("structure",), lambda s: StructureDistance.load(s, device)
-        )
-        lpips, b = try_judge("lpips", sources.lpips, ("lpips",), lambda s: Lpips.load(s, device))
-        clip, c = try_judge(
-            "clip", sources.clip, ("clip_whole", "clip_edited"), lambda s: ClipSimilarity.load(s, device)
-        )
+
+        def load(name: str, source: str | None, network: Any) -> tuple[Any, Missing | None]:
+            return load_or_leave(name, source, NETWORKS[name], lambda found: network.load(found, device))
+
+        structure, a = load("structure", sources.structure, StructureDistance)
+        lpips, b = load("lpips", sources.lpips, Lpips)
+        clip, c = load("clip", sources.clip, ClipSimilarity)
         return cls(device, structure, lpips, clip), [missing for missing in (a, b, c) if missing]
 
     def columns(self) -> list[PieColumn]:
         """Those that this object fills, in the table's order."""
-        lacking = {
-            "structure": self.structure is None,
-            "lpips": self.lpips is None,
-            "clip_whole": self.clip is None,
-            "clip_edited": self.clip is None,
-        }
-        return [column for column in COLUMNS if not lacking.get(column.name, False)]
+        lacking = {name for network, names in NETWORKS.items() if getattr(self, network) is None for name in names}
+        return [column for column in COLUMNS if column.name not in lacking]
 
     def __call__(self, batch: PieBatch) -> list[dict[str, float]]:
         """One row per picture: column name -> raw value (`paper_units` scales them), NaN if undefined."""

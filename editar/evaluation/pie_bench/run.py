@@ -1,11 +1,10 @@
-"""PIE-Bench as a whole: edit its 700 pictures, score any folders of results, for Tables 1 and 3."""
+"""PIE-Bench as a benchmark: its 700 pictures to edit, any folders of results to score, for Tables 1 and 3."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,111 +12,108 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import EvalConfig
+from editar.evaluation.benchmark import Benchmark, row_of, smaller_than
 from editar.evaluation.pie_bench.dataset import (
     PICTURES,
     PROTOCOL,
     SIZE,
     PieItem,
     incomplete,
+    load_items,
     load_result,
     load_source,
     plain_caption,
 )
-from editar.evaluation.pie_bench.metrics import PieBatch, PieMetrics, paper_units
-from editar.generation.editors import open_editor
-from editar.generation.generate import EditJob, generate
-from editar.generation.result_folder import Results
-from editar.metrics.loading import batches
-from editar.metrics.networks import judge_records, unofficial
-from editar.metrics.pictures import content_sum
-from editar.runtime.device import pick_device
-from editar.runtime.distributed import World
-from editar.runtime.log import say
-from editar.tables.scores import Evaluation, MethodScores, missing_columns
+from editar.evaluation.pie_bench.metrics import NETWORKS, PieBatch, PieMetrics, paper_units
+from editar.generation.generate import EditJob
+from editar.generation.result_folder import ResultFolder
+from editar.images import save_image
+from editar.metrics.pictures import load_in_batches
+from editar.runtime.files import content_sum
+from editar.tables.scores import MethodScores
 
 
-def edit(cfg: EvalConfig, items: list[PieItem], world: World) -> None:
-    jobs = [
-        EditJob(
-            id=item.id,
-            name=str(Path(item.path).with_suffix("")),
-            instruction=item.instruction,
-            caption=plain_caption(item.target_caption),
-            source=partial(load_source, str(cfg.root), item),
-            size=SIZE,
-        )
-        for item in items
-    ]
-    pictures = [Path(str(cfg.root)) / PICTURES / item.path for item in items]
-    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world, lambda: content_sum(pictures))
+class PieBench(Benchmark):
+    name, title, protocol = "pie_bench", "PIE-Bench", PROTOCOL
+    tables, networks = ("table1", "table3"), NETWORKS
+    load_result = staticmethod(load_result)
+
+    def __init__(self, cfg: EvalConfig) -> None:
+        super().__init__(cfg)
+        self.items = load_items(self.root)
+
+    def jobs(self) -> list[EditJob]:
+        return [
+            EditJob(
+                id=item.id,
+                name=str(Path(item.path).with_suffix("")),
+                instruction=item.instruction,
+                caption=plain_caption(item.target_caption),
+                source=partial(load_source, self.root, item),
+                size=SIZE,
+            )
+            for item in self.items
+        ]
+
+    def source_file(self, item: PieItem) -> Path:
+        return Path(self.root) / PICTURES / item.path
+
+    def sources_sum(self) -> str:
+        return content_sum(self.source_file(item) for item in self.items)
+
+    def names(self) -> dict[str, str]:
+        return {item.id: item.path for item in self.items}
+
+    def scorer(self, device: torch.device) -> PieScorer:
+        return PieScorer(self, device)
 
 
-def score(cfg: EvalConfig, items: list[PieItem]) -> Evaluation:
-    """Score every method's result of every item."""
-    folders = {name: Results(source) for name, source in cfg.named_results().items()}
-    for results in folders.values():
-        results.check({item.id: item.path for item in items})
-    metrics, missing = PieMetrics.load(cfg.judges, pick_device(cfg.device))
-    for item in missing:
-        say(f"scoring {item}")
-    columns = metrics.columns()
-    judges = judge_records(cfg.judges, [column.name for column in columns])
-    methods = []
-    for name, results in folders.items():
-        values = list(score_rows(metrics, cfg, items, results))
-        manifest = results.generated_with
-        rows = [describe(cfg, item, results) | value for item, value in zip(items, values, strict=True)]
+class PieScorer:
+    """Scores one method after the other with whatever networks are there."""
+
+    def __init__(self, benchmark: PieBench, device: torch.device) -> None:
+        self.benchmark = benchmark
+        self.metrics, self.missing = PieMetrics.load(benchmark.cfg.networks, device)
+        self.columns = [column.shown for column in self.metrics.columns()]
+
+    def __call__(self, name: str, results: ResultFolder) -> MethodScores:
+        benchmark, items = self.benchmark, self.benchmark.items
+        masks = benchmark.thumbnails("masks")
+        rows = [
+            row_of(job, results, item.path, benchmark.source_file(item), masks / f"{item.id}.png") | values
+            for job, item, values in zip(benchmark.jobs(), items, self.values(results), strict=True)
+        ]
         groups = {
             "edit type": [item.edit_name for item in items],
             "category": [" ".join(filter(None, (item.origin, item.subject))) or "-" for item in items],
         }
-        reasons = incomparable(items, manifest) + unofficial(judges)
-        methods.append(MethodScores(name, str(results.source), rows, groups, {}, reasons, manifest))
-    shown = [column.shown for column in columns]
-    return Evaluation("pie_bench", PROTOCOL, str(cfg.root), shown, methods, missing_columns(missing), judges)
+        reasons = [*filter(None, [incomplete(items)]), *smaller_than(results.generated_with, SIZE, "edited")]
+        return MethodScores(name, str(results.source), rows, groups, {}, reasons, results.generated_with)
+
+    def values(self, results: ResultFolder) -> Iterator[dict[str, float]]:
+        """Every item's values in the paper's units, in order."""
+        cfg, items = self.benchmark.cfg, self.benchmark.items
+        pictures = ItemPictures(self.benchmark, results)
+        with tqdm(total=len(items), desc="scoring", unit="image", mininterval=2) as bar, torch.inference_mode():
+            for batch in load_in_batches(pictures, cfg.score_batch, cfg.num_workers):
+                sources, outputs, masks, captions = zip(*batch, strict=True)
+                rows = self.metrics(PieBatch(np.stack(sources), np.stack(outputs), np.stack(masks), list(captions)))
+                yield from map(paper_units, rows)
+                bar.update(len(batch))
 
 
-def describe(cfg: EvalConfig, item: PieItem, results: Results) -> dict[str, Any]:
-    """What a row says besides its numbers."""
-    return {
-        "id": item.id,
-        "instruction": item.instruction,
-        "source": str(Path(str(cfg.root)) / PICTURES / item.path),
-        "result": str(results.path(item.id, item.path)),
-    }
+class ItemPictures(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
+    """(source, result, mask, caption) of each item, decoded in workers; leaves the mask as a picture."""
 
-
-class Pictures(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
-    """(source, result, mask, caption) of each item, decoded in workers."""
-
-    def __init__(self, root: str, results: Results, items: list[PieItem]) -> None:
-        self.root, self.results, self.items = root, results, items
+    def __init__(self, benchmark: PieBench, results: ResultFolder) -> None:
+        self.root, self.items, self.results = benchmark.root, benchmark.items, results
+        self.masks = benchmark.thumbnails("masks")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        item = self.items[index]
+        item, mask = self.items[index], self.items[index].mask()
+        save_image(mask, self.masks / f"{item.id}.png")
         result = load_result(self.results.path(item.id, item.path))
-        return load_source(self.root, item), result, item.mask(), item.target_caption
-
-
-def score_rows(
-    metrics: PieMetrics, cfg: EvalConfig, items: list[PieItem], results: Results
-) -> Iterator[dict[str, float]]:
-    """Every item's values in the paper's units, in order."""
-    dataset = Pictures(str(cfg.root), results, items)
-    with tqdm(total=len(items), desc="scoring", unit="image", mininterval=2) as bar, torch.inference_mode():
-        for batch in batches(dataset, cfg.score_batch, cfg.num_workers):
-            sources, outputs, masks, captions = zip(*batch, strict=True)
-            rows = metrics(PieBatch(np.stack(sources), np.stack(outputs), np.stack(masks), list(captions)))
-            yield from map(paper_units, rows)
-            bar.update(len(batch))
-
-
-def incomparable(items: list[PieItem], manifest: dict[str, Any] | None) -> list[str]:
-    """Why the result must not be read against the paper's rows; [] if it may."""
-    reasons = [reason] if (reason := incomplete(items)) else []
-    if manifest is not None and manifest["image_size"] != SIZE:
-        reasons.append(f"edited at {manifest['image_size']} px, enlarged to {SIZE}")
-    return reasons
+        return load_source(self.root, item), result, mask, item.target_caption

@@ -21,10 +21,10 @@ from PIL import Image
 
 from editar.data.sample import BadRow
 from editar.data.sources import Row, picture, text
-from editar.data.tables import DataError, label_map
+from editar.data.tables import label_map
+from editar.errors import BenchmarkError, DataError
 from editar.evaluation.translation.protocol import SIZE, TranslationProtocol, depth_label, edge_maps
 from editar.images import resize_and_crop
-from editar.metrics.pictures import BenchmarkError
 
 COLUMNS = {
     "depth": ["image", "control_depth", "text"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from editar.config import JudgeSources
-from editar.evaluation.translation.networks import DeepLab, DepthJudge, HubSegmenter, load_segmenter
+from editar.config import NetworkSources
+from editar.evaluation.translation.networks import DeepLab, DepthNetwork, HubSegmenter, load_segmenter
 from editar.evaluation.translation.protocol import (
     Confusion,
     TranslationProtocol,
@@ -15,7 +15,7 @@ from editar.evaluation.translation.protocol import (
     edge_maps,
     edge_scores,
 )
-from editar.metrics.networks import Missing, try_judge
+from editar.metrics.networks import Missing, load_or_leave
 from editar.tables.scores import Column
 
 ROW_COLUMNS = {
@@ -37,6 +37,13 @@ WHOLE_COLUMNS = {
 }
 
 
+def fid_column(task: str) -> Column:
+    return Column(f"{task}_fid", "FID", "FID", "lower")
+
+
+FID = {task: {"inception": (fid_column(task).name,)} for task in ROW_COLUMNS}
+
+
 class TranslationMetrics:
     """Scores one task's prompts. mIoU belongs to all pictures together: `begin` forgets them, `whole` reads it."""
 
@@ -45,7 +52,7 @@ class TranslationMetrics:
         task: str,
         rules: TranslationProtocol,
         device: torch.device,
-        depth: DepthJudge | None = None,
+        depth: DepthNetwork | None = None,
         segmenter: DeepLab | HubSegmenter | None = None,
     ) -> None:
         self.task, self.rules, self.device = task, rules, device
@@ -54,16 +61,18 @@ class TranslationMetrics:
 
     @classmethod
     def load(
-        cls, task: str, rules: TranslationProtocol, sources: JudgeSources, device: torch.device
+        cls, task: str, rules: TranslationProtocol, sources: NetworkSources, device: torch.device
     ) -> tuple[TranslationMetrics, list[Missing]]:
         """With the task's judge if its file is here, else what is missing. Raises CheckpointError or ConfigError."""
         columns = tuple(column.name for column in ROW_COLUMNS[task] + WHOLE_COLUMNS[task])
         depth = segmenter = None
         missing: Missing | None = None
         if task == "depth":
-            depth, missing = try_judge("depth", sources.depth, columns, lambda s: DepthJudge.load(s, device))
+            depth, missing = load_or_leave("depth", sources.depth, columns, lambda s: DepthNetwork.load(s, device))
         elif task == "cocostuff":
-            segmenter, missing = try_judge("segmenter", sources.segmenter, columns, lambda s: load_segmenter(s, device))
+            segmenter, missing = load_or_leave(
+                "segmenter", sources.segmenter, columns, lambda s: load_segmenter(s, device)
+            )
         return cls(task, rules, device, depth, segmenter), [missing] if missing else []
 
     @property
@@ -74,11 +83,6 @@ class TranslationMetrics:
     @property
     def columns(self) -> list[Column]:
         return ROW_COLUMNS[self.task] + WHOLE_COLUMNS[self.task] if self.scores_rows else []
-
-    @property
-    def comparable(self) -> bool:
-        """False with another kind of segmenter than the published tables'."""
-        return self.segmenter is None or self.segmenter.comparable
 
     def begin(self) -> None:
         """Before each method's pictures."""

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from editar.errors import BenchmarkError, CheckpointError
 from editar.evaluation.translation.protocol import CLASSES, SIZE
 from editar.metrics.networks import State, frozen, pretrained, processor, read_state
-from editar.metrics.pictures import BenchmarkError
-from editar.runtime.files import CheckpointError, load_state
+from editar.runtime.files import load_state
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB bytes
 RESNET101 = (3, 4, 23, 3)
@@ -95,9 +95,7 @@ def from_mmseg(state: State) -> State:
 
 
 class DeepLab:
-    """Class ids of pictures. `comparable`: with published mIoU numbers."""
-
-    comparable = True
+    """Class ids of pictures, by the network behind the published mIoU."""
 
     def __init__(self, network: DeepLabV3, device: torch.device, batch: int = 8) -> None:
         self.network, self.device, self.batch = frozen(network, device), device, batch
@@ -130,9 +128,7 @@ class DeepLab:
 
 class HubSegmenter:
     """A transformers MaskFormer (facebook/maskformer-resnet101-coco-stuff). Another network than the
-    published tables', probably trained on another subset: `comparable` is False, say so in the table."""
-
-    comparable = False
+    published tables', probably trained on another subset; the table says so, because its checksum is another."""
 
     def __init__(self, model: nn.Module, processor: Any, device: torch.device) -> None:
         self.model, self.processor, self.device = frozen(model, device), processor, device
@@ -154,14 +150,14 @@ class HubSegmenter:
         return torch.stack(maps).to(torch.uint8).cpu().numpy()
 
 
-class DepthJudge:
+class DepthNetwork:
     """Intel/dpt-large: relative inverse depth, near is large."""
 
     def __init__(self, model: nn.Module, processor: Any, device: torch.device) -> None:
         self.model, self.processor, self.device = frozen(model, device), processor, device
 
     @classmethod
-    def load(cls, source: str, device: torch.device) -> DepthJudge:
+    def load(cls, source: str, device: torch.device) -> DepthNetwork:
         """From a hub id or its folder. Raises ConfigError."""
         from transformers import DPTForDepthEstimation, DPTImageProcessor
 

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from editar.conditions import canny
+from editar.errors import BenchmarkError
 from editar.images import to_tensor
-from editar.metrics.pictures import SIZE, BenchmarkError
+from editar.metrics.pictures import SIZE
 from editar.metrics.ssim import ms_ssim, mse, psnr, ssim
 
 CLASSES, IGNORE = 171, 255  # COCO-Stuff 164k in mmseg's numbering, no shift of labels

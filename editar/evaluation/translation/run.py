@@ -1,4 +1,4 @@
-"""Table 2's tasks: make pictures from depth maps, edges or label maps, score any folders of them.
+"""Table 2's tasks as benchmarks: pictures from depth maps, edges or label maps.
 
 OUTPUT/images/0.png, 1.png, ...           one picture per prompt (protocol `editar`)
 OUTPUT/images/group_0/0.png, ...          four per prompt (protocol `controlnet++`)
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from editar.config import CONFIG_DIR, EvalConfig
 from editar.data.tables import open_table
+from editar.evaluation.benchmark import Benchmark, smaller_than
 from editar.evaluation.translation.dataset import COLUMNS, EXPECTED_ROWS, TranslationCase, read_case
-from editar.evaluation.translation.metrics import TranslationMetrics
+from editar.evaluation.translation.metrics import FID, TranslationMetrics, fid_column
 from editar.evaluation.translation.protocol import SIZE, protocol
-from editar.generation.editors import open_editor
-from editar.generation.generate import EditJob, generate
-from editar.generation.result_folder import Results
+from editar.generation.generate import EditJob
+from editar.generation.result_folder import ResultFolder
 from editar.images import save_image
 from editar.metrics.fid import (
     Inception,
@@ -36,131 +36,147 @@ from editar.metrics.fid import (
     mean_of_groups,
     statistics,
 )
-from editar.metrics.loading import batches
-from editar.metrics.networks import judge_records, try_judge, unofficial
-from editar.metrics.pictures import content_sum, load_square
-from editar.runtime.device import pick_device
-from editar.runtime.distributed import World
-from editar.runtime.log import say
-from editar.tables.scores import Column, Evaluation, MethodScores, missing_columns
+from editar.metrics.networks import load_or_leave
+from editar.metrics.pictures import load_in_batches, load_square
+from editar.runtime.files import content_sum
+from editar.tables.scores import MethodScores
 
-SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "cocostuff": "cocostuff"}
 THUMBNAIL = 192
 
 
-class Cases(Dataset[TranslationCase]):
-    """The rows of a validation set as the protocol reads them. Raises DataError for another table."""
+class Translation(Benchmark):
+    """A validation set as the protocol reads it. Raises DataError for another table."""
+
+    tables = ("table2", "supplement_c")
+    source: ClassVar[str]  # its training set's name in configs/source, which has the prompt
+    caption_column: ClassVar[str] = "text"
 
     def __init__(self, cfg: EvalConfig) -> None:
-        self.task, self.rules = cfg.benchmark, protocol(cfg.protocol)
-        self.root = str(cfg.root)
-        self.table = open_table(self.root, COLUMNS[self.task], split="validation")
+        super().__init__(cfg)
+        self.rules = protocol(cfg.protocol)
+        self.protocol = self.rules.name
+        self.table = open_table(self.root, COLUMNS[self.name], split="validation")
         self.count = min(len(self.table), cfg.rows or len(self.table))
-        self.fingerprint = f"{self.table.revision} {self.task} {self.rules.geometry} {self.count}"
+        self.fingerprint = f"{self.table.revision} {self.name} {self.rules.geometry} {self.count}"
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> TranslationCase:
-        return read_case(self.task, self.table[index], str(index), self.rules)
+    def case(self, index: int) -> TranslationCase:
+        return read_case(self.name, self.table[index], str(index), self.rules)
 
     @cached_property
     def captions(self) -> list[str]:
         """Read from their own column, without the pictures."""
-        column = "prompt" if self.task == "cocostuff" else "text"
-        table = open_table(self.root, [column], split="validation")
-        return [str(table[index][column]) for index in range(self.count)]
-
-    def content_sum(self) -> str:
-        """SHA-256 over the table's files."""
-        return content_sum([*self.table.files, *(self.table.images.files if self.table.images else [])])
+        table = open_table(self.root, [self.caption_column], split="validation")
+        return [str(table[index][self.caption_column]) for index in range(self.count)]
 
     def groups(self) -> list[list[str]]:
         """Names of the result pictures: per group, one for each row."""
-        rows = [str(index) for index in range(len(self))]
+        rows = [str(index) for index in range(self.count)]
         if self.rules.images_per_prompt == 1:
             return [rows]
         return [[f"group_{group}/{row}" for row in rows] for group in range(self.rules.images_per_prompt)]
 
+    def jobs(self) -> list[EditJob]:
+        prompt = self.cfg.prompt or OmegaConf.load(CONFIG_DIR / "source" / f"{self.source}.yaml").prompt
+        return [
+            EditJob(
+                id=name,
+                name=name,
+                instruction=prompt.format(self.captions[index]),
+                caption=self.captions[index],
+                source=lambda index=index: self.case(index).condition,  # type: ignore[misc]
+                size=SIZE,
+            )
+            for group in self.groups()
+            for index, name in enumerate(group)
+        ]
 
-def edit(cfg: EvalConfig, cases: Cases, world: World) -> None:
-    prompt = cfg.prompt or OmegaConf.load(CONFIG_DIR / "source" / f"{SOURCES[cases.task]}.yaml").prompt
-    jobs = [
-        EditJob(
-            id=name,
-            name=name,
-            instruction=prompt.format(cases.captions[index]),
-            caption=cases.captions[index],
-            source=lambda index=index: cases[index].condition,  # type: ignore[misc]
-            size=SIZE,
-        )
-        for group in cases.groups()
-        for index, name in enumerate(group)
-    ]
-    generate(open_editor(cfg, world.device), jobs, Path(cfg.output_dir), world, cases.content_sum)
+    def sources_sum(self) -> str:
+        return content_sum([*self.table.files, *(self.table.images.files if self.table.images else [])])
 
+    def names(self) -> dict[str, str]:
+        return {name: f"{name}.png" for group in self.groups() for name in group}
 
-def score(cfg: EvalConfig, cases: Cases) -> Evaluation:
-    """Score every method's pictures of every row."""
-    methods, device = {name: Results(source) for name, source in cfg.named_results().items()}, pick_device(cfg.device)
-    for results in methods.values():
-        results.check({name: f"{name}.png" for group in cases.groups() for name in group})
-    metrics, missing = TranslationMetrics.load(cases.task, cases.rules, cfg.judges, device)
-    fid = Fid(cfg, cases, device)
-    missing += fid.missing
-    for item in missing:
-        say(f"scoring {item}")
-    columns = metrics.columns + ([] if fid.missing else [fid.column])
-    judges = judge_records(cfg.judges, [column.name for column in columns])
-    scored = [score_method(cfg, cases, metrics, fid, name, results) for name, results in methods.items()]
-    for method in scored:
-        method.why_not += unofficial(judges) if metrics.comparable else []
-    return Evaluation(cases.task, cases.rules.name, str(cfg.root), columns, scored, missing_columns(missing), judges)
+    def scorer(self, device: torch.device) -> TranslationScorer:
+        return TranslationScorer(self, device)
 
 
-def score_method(
-    cfg: EvalConfig, cases: Cases, metrics: TranslationMetrics, fid: Fid, name: str, results: Results
-) -> MethodScores:
-    metrics.begin()
-    rows = list(score_rows(cfg, cases, metrics, results))
-    manifest = results.generated_with
-    reasons = incomparable(cases, metrics, manifest)
-    return MethodScores(name, str(results.source), rows, {}, metrics.whole() | fid(results), reasons, manifest)
+class Depth(Translation):
+    name, title, source = "depth", "Depth to picture", "multigen_depth"
+    networks: ClassVar = {"depth": ("depth_rmse",), **FID["depth"]}
 
 
-def score_rows(
-    cfg: EvalConfig, cases: Cases, metrics: TranslationMetrics, results: Results
-) -> Iterator[dict[str, Any]]:
-    """A row per prompt, in order."""
-    names, thumbnails = list(zip(*cases.groups(), strict=True)), Path(cfg.output_dir) / "conditions"
-    dataset = Scored(cases, results, thumbnails)
-    with tqdm(total=len(cases), desc="scoring", unit="prompt", mininterval=2) as bar, torch.inference_mode():
-        for batch in batches(dataset, cfg.score_batch, cfg.num_workers):
-            labels, pictures = (np.stack(values) for values in zip(*batch, strict=True))
-            for values in metrics(labels, pictures):
-                yield {
-                    "id": str(bar.n),
-                    "instruction": cases.captions[bar.n],
-                    "source": str(thumbnails / f"{bar.n}.jpg"),
-                    "result": str(results.path(names[bar.n][0], f"{names[bar.n][0]}.png")),
-                } | values
-                bar.update()
+class Canny(Translation):
+    name, title, source = "canny", "Edges to picture", "multigen_canny"
+    networks: ClassVar = FID["canny"]
 
 
-class Scored(Dataset[tuple[np.ndarray, np.ndarray]]):
+class CocoStuff(Translation):
+    name, title, source, caption_column = "cocostuff", "Segmentation to picture", "cocostuff", "prompt"
+    networks: ClassVar = {
+        "segmenter": ("cocostuff_accuracy", "cocostuff_miou", "cocostuff_macc"),
+        **FID["cocostuff"],
+    }
+
+
+class TranslationScorer:
+    """Scores every method's pictures of every row, and their FID."""
+
+    def __init__(self, benchmark: Translation, device: torch.device) -> None:
+        self.benchmark = benchmark
+        cfg = benchmark.cfg
+        self.metrics, self.missing = TranslationMetrics.load(benchmark.name, benchmark.rules, cfg.networks, device)
+        self.fid = Fid(benchmark, device)
+        self.missing += self.fid.missing
+        self.columns = self.metrics.columns + ([] if self.fid.missing else [self.fid.column])
+
+    def __call__(self, name: str, results: ResultFolder) -> MethodScores:
+        self.metrics.begin()
+        rows, made = list(self.rows(results)), results.generated_with
+        whole = self.metrics.whole() | self.fid(results)
+        return MethodScores(name, str(results.source), rows, {}, whole, self.incomparable(made), made)
+
+    def rows(self, results: ResultFolder) -> Iterator[dict[str, Any]]:
+        """A row per prompt, in order."""
+        benchmark, cfg = self.benchmark, self.benchmark.cfg
+        names, thumbnails = list(zip(*benchmark.groups(), strict=True)), benchmark.thumbnails("conditions")
+        cases = LabelsAndResults(benchmark, results)
+        with tqdm(total=benchmark.count, desc="scoring", unit="prompt", mininterval=2) as bar, torch.inference_mode():
+            for batch in load_in_batches(cases, cfg.score_batch, cfg.num_workers):
+                labels, pictures = (np.stack(values) for values in zip(*batch, strict=True))
+                for values in self.metrics(labels, pictures):
+                    yield {
+                        "id": str(bar.n),
+                        "instruction": benchmark.captions[bar.n],
+                        "source": str(thumbnails / f"{bar.n}.jpg"),
+                        "result": str(results.path(names[bar.n][0], f"{names[bar.n][0]}.png")),
+                    } | values
+                    bar.update()
+
+    def incomparable(self, made: dict[str, Any] | None) -> list[str]:
+        """Why the result must not be read against the paper's rows; [] if it may."""
+        benchmark, reasons = self.benchmark, list[str]()
+        if benchmark.count != EXPECTED_ROWS:
+            reasons.append(f"{benchmark.count} prompts instead of {EXPECTED_ROWS}")
+        if benchmark.rules.name != "editar":
+            reasons.append(f"protocol {benchmark.rules.name}, the paper's rows follow `editar`")
+        return [*reasons, *smaller_than(made, SIZE, "made")]
+
+
+class LabelsAndResults(Dataset[tuple[np.ndarray, np.ndarray]]):
     """(label (512, 512), pictures (G, 512, 512, 3)) of each row, decoded in workers; leaves a thumbnail."""
 
-    def __init__(self, cases: Cases, results: Results, thumbnails: Path) -> None:
-        self.cases, self.results, self.thumbnails = cases, results, thumbnails
-        self.names = list(zip(*cases.groups(), strict=True))
+    def __init__(self, benchmark: Translation, results: ResultFolder) -> None:
+        self.benchmark, self.results = benchmark, results
+        self.names = list(zip(*benchmark.groups(), strict=True))
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return self.benchmark.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        case = self.cases[index]
+        case = self.benchmark.case(index)
         thumbnail = Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL))
-        save_image(thumbnail, self.thumbnails / f"{index}.jpg")  # anew: the folder may hold another root's
+        # Written again each time: the folder may hold those of another root.
+        save_image(thumbnail, self.benchmark.thumbnails("conditions") / f"{index}.jpg")
         files = [self.results.path(name, f"{name}.png") for name in self.names[index]]
         return case.label, np.stack([load_square(file, SIZE) for file in files])
 
@@ -168,14 +184,14 @@ class Scored(Dataset[tuple[np.ndarray, np.ndarray]]):
 class RealPictures(Dataset[np.ndarray]):
     """The photographs themselves, FID's reference."""
 
-    def __init__(self, cases: Cases) -> None:
-        self.cases = cases
+    def __init__(self, benchmark: Translation) -> None:
+        self.benchmark = benchmark
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return self.benchmark.count
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.cases[index].image
+        return self.benchmark.case(index).image
 
 
 class Fid:
@@ -184,47 +200,40 @@ class Fid:
     Raises BenchmarkError for statistics that do not fit or cannot be kept.
     """
 
-    def __init__(self, cfg: EvalConfig, cases: Cases, device: torch.device) -> None:
-        self.column = Column(f"{cases.task}_fid", "FID", "FID", "lower")
-        self.cases, self.device, self.workers = cases, device, cfg.num_workers
-        self.cache = Path(cfg.fid_statistics or beside(cases))
-        inception, missing = try_judge(
-            "inception", cfg.judges.inception, (self.column.name,), lambda source: Inception(source, device)
+    def __init__(self, benchmark: Translation, device: torch.device) -> None:
+        cfg = benchmark.cfg
+        self.column = fid_column(benchmark.name)
+        self.benchmark, self.device, self.workers = benchmark, device, cfg.num_workers
+        self.cache = Path(cfg.fid_statistics or beside(benchmark))
+        inception, missing = load_or_leave(
+            "inception", cfg.networks.inception, (self.column.name,), lambda source: Inception(source, device)
         )
         self.inception, self.missing = inception, [missing] if missing else []
         if inception is not None:  # now, before an hour of scoring, in case it fails
             self.reference = cached_statistics(
-                self.cache, RealPictures(cases), cases.fingerprint, inception, inception.checksum, device, self.workers
+                self.cache,
+                RealPictures(benchmark),
+                benchmark.fingerprint,
+                inception,
+                inception.checksum,
+                device,
+                self.workers,
             )
 
-    def __call__(self, results: Results) -> dict[str, float]:
+    def __call__(self, results: ResultFolder) -> dict[str, float]:
         """Column -> FID, averaged over the protocol's groups; {} without the network."""
         if self.inception is None:
             return {}
         network, sum = self.inception, self.inception.checksum
         distances = []
-        for group in self.cases.groups():
+        for group in self.benchmark.groups():
             files = [results.path(name, f"{name}.png") for name in group]
             made = statistics(PictureFiles(files), content_sum(files), network, sum, self.device, self.workers)
             distances.append(frechet_distance(self.reference, made))
         return {self.column.name: mean_of_groups(distances)}
 
 
-def beside(cases: Cases) -> Path:
+def beside(benchmark: Translation) -> Path:
     """Where the photographs' statistics lie by default: in the root, or beside a root that is one file."""
-    name, root = f"fid_{cases.task}_{cases.rules.geometry}_{len(cases)}.npz", Path(cases.root)
+    name, root = f"fid_{benchmark.name}_{benchmark.rules.geometry}_{benchmark.count}.npz", Path(benchmark.root)
     return root.with_name(f"{root.stem}_{name}") if root.is_file() else root / name
-
-
-def incomparable(cases: Cases, metrics: TranslationMetrics, manifest: dict[str, Any] | None) -> list[str]:
-    """Why the result must not be read against the paper's rows; [] if it may."""
-    reasons = []
-    if len(cases) != EXPECTED_ROWS:
-        reasons.append(f"{len(cases)} prompts instead of {EXPECTED_ROWS}")
-    if cases.rules.name != "editar":
-        reasons.append(f"protocol {cases.rules.name}, the paper's rows follow `editar`")
-    if not metrics.comparable:
-        reasons.append("another segmenter than the published DeepLabV3")
-    if manifest is not None and manifest["image_size"] != SIZE:
-        reasons.append(f"made at {manifest['image_size']} px, enlarged to {SIZE}")
-    return reasons

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from editar.config import ConfigError, TrainConfig
+from editar.config import TrainConfig
 from editar.data.mixture import Mixture
 from editar.data.sources import open_sources
+from editar.errors import ConfigError, DataError
 from editar.models.vq import VQModel
-from editar.runtime.files import DataError
 from editar.runtime.log import duration
 from editar.training.parallel import micro_batch
 from editar.training.planning.cost import PEAK_FLOPS, Memory, checkpoint_bytes, memory, parameters, training_flops
@@ -33,11 +33,13 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def preflight(cfg: TrainConfig) -> None:
     """Print the plan of a run. Raises ConfigError for what cannot work: an uneven batch, more memory than
     the GPU of this machine has, less disk than the checkpoints take."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    at_once = micro_batch(cfg, world)
-    need = memory(cfg, world, at_once, frozen_bytes(cfg))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    at_once = micro_batch(cfg, processes)
+    need = memory(cfg, processes, at_once, frozen_bytes(cfg))
     if os.environ.get("RANK", "0") == "0":
-        print("\n".join([*model_lines(cfg, world, at_once), *memory_lines(need), *time_lines(cfg), *data_lines(cfg)]))
+        print(
+            "\n".join([*model_lines(cfg, processes, at_once), *memory_lines(need), *time_lines(cfg), *data_lines(cfg)])
+        )
     check_memory(need)
     check_disk(cfg)
 
@@ -50,18 +52,19 @@ def frozen_bytes(cfg: TrainConfig) -> float:
     return 4 * tokenizer + text + TEACHERS[cfg.teacher.name] * BYTES[cfg.teacher.dtype]
 
 
-def model_lines(cfg: TrainConfig, world: int, at_once: int) -> list[str]:
-    gpt, share = cfg.gpt, cfg.global_batch // world
+def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:
+    gpt, share = cfg.gpt, cfg.global_batch // processes
     tokens = cfg.global_batch * (gpt.sequence_tokens - 1)
     flops = cfg.global_batch * training_flops(gpt)
     layout = f"{gpt.image_tokens} source | {gpt.text_tokens} text | {gpt.image_tokens} target"
     return [
         f"GPT         {parameters(replace(gpt, teacher_dim=None)):,} parameters, {parameters(gpt):,} with the "
         f"alignment layer; {gpt.n_layer} layers of {gpt.dim}; {layout} tokens",
-        f"processes   {world} ({cfg.parallel if world > 1 else 'alone'}), {cfg.precision}"
+        f"processes   {processes} ({cfg.parallel if processes > 1 else 'alone'}), {cfg.precision}"
         f"{', compiled blocks' if cfg.compile else ''}"
         f"{', activation checkpointing' if cfg.activation_checkpointing else ''}",
-        f"a step      {cfg.global_batch} samples = {world} processes x {at_once} at once x {share // at_once} times; "
+        f"a step      {cfg.global_batch} samples = {processes} processes x {at_once} at once x "
+        f"{share // at_once} times; "
         f"{tokens:,} tokens; {flops / 1e12:,.2f} TFLOP ({training_flops(gpt) / 1e12:,.3f} a sample)",
         f"the run     {cfg.steps:,} steps, {cfg.steps * cfg.global_batch:,} samples, "
         f"{flops * cfg.steps / 1e18:,.3g} EFLOP",

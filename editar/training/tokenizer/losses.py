@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from editar.config import ConfigError, TokenizerTrainConfig
+from editar.config import TokenizerTrainConfig
+from editar.errors import ConfigError
 from editar.runtime.files import load_state
 from editar.weights.read import read_file
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from editar.data.prepare.archive import TruncatedArchive, archive_members, find_parts
-from editar.data.tables import DataError
+from editar.errors import DataError
 from tests.helpers import miniature
 
 

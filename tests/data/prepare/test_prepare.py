@@ -29,7 +29,8 @@ from editar.data.prepare import archive
 from editar.data.prepare.archive import find_parts
 from editar.data.prepare.folder import only_one
 from editar.data.prepare.parquet import LAYOUTS, Request, prepare
-from editar.data.tables import DataError, label_map, open_table
+from editar.data.tables import label_map, open_table
+from editar.errors import DataError
 from editar.runtime.files import checksum
 from tests.helpers import miniature
 from tests.helpers.tiny import ROOT

@@ -13,7 +13,7 @@ from editar.data.nano.scene import draw
 from editar.data.nano.world import EDITS, NanoWorld, render
 from editar.evaluation.nano.export import PROMPTS, encode_mask, export_pie_bench, export_translation, heldout_plans
 from editar.evaluation.pie_bench.dataset import decode_mask, load_items, load_source
-from editar.evaluation.translation.run import Cases
+from editar.evaluation.registry import benchmark_class
 from editar.images import resize_and_crop
 from editar.runtime.entry import load_config
 from tests.helpers.tiny import run_module
@@ -44,14 +44,14 @@ def test_masks_go_there_and_back() -> None:
 @pytest.mark.parametrize("benchmark", list(PROMPTS))
 def test_translation_sets(tmp_path: Path, benchmark: str) -> None:
     root = export_translation(benchmark, tmp_path / benchmark, 2)
-    cases = Cases(
+    cases = benchmark_class(benchmark)(
         load_config(
             EvalConfig, "eval", [f"output_dir={tmp_path}", f"benchmark={benchmark}", f"root={root}", "stage=score"]
         )
     )
     world = NanoWorld("heldout", 8)
     plan = world.plan({"canny": 5, "depth": 6, "cocostuff": 7}[benchmark])
-    case = cases[0]
+    case = cases.case(0)
     assert cases.captions[0] == case.caption == plan.target.caption
     small = np.asarray(resize_and_crop(Image.fromarray(case.image), 64)).astype(float)
     assert np.square(small - draw(plan.target)).mean() < 60

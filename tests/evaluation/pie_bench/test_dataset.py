@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editar.errors import BenchmarkError, ImageError, UserError
 from editar.evaluation.pie_bench.dataset import (
     decode_mask,
     incomplete,
@@ -18,9 +19,6 @@ from editar.evaluation.pie_bench.dataset import (
     load_source,
     plain_caption,
 )
-from editar.images import ImageError
-from editar.metrics.pictures import BenchmarkError
-from editar.runtime.entry import user_errors
 from tests.helpers import tiny
 
 GOLDEN = tiny.GOLDEN / "pie"
@@ -137,7 +135,7 @@ def test_bad_entries(tmp_path: Path, changes: dict[str, Any], message: str) -> N
     with pytest.raises(BenchmarkError, match=message) as caught:
         load_items(write_benchmark(tmp_path, **changes))
     assert "\n" not in str(caught.value)
-    assert isinstance(caught.value, user_errors())
+    assert isinstance(caught.value, UserError)
 
 
 def test_other_folders_are_recognised(tmp_path: Path) -> None:

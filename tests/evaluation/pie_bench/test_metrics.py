@@ -20,13 +20,14 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import squeezenet1_1
 
-from editar.config import ConfigError, JudgeSources
+from editar.config import NetworkSources
+from editar.errors import CheckpointError, ConfigError
 from editar.evaluation.pie_bench.metrics import COLUMNS, PieBatch, PieMetrics, background, paper_units, to_unit
 from editar.metrics.dino_structure import StructureDistance
 from editar.metrics.lpips_clip import ClipSimilarity, Lpips, clip_pixels
 from editar.metrics.networks import unofficial
 from editar.metrics.ssim import ms_ssim, mse, psnr, ssim
-from editar.runtime.files import CheckpointError, load_weights, save_weights
+from editar.runtime.files import load_weights, save_weights
 
 CPU = torch.device("cpu")
 
@@ -252,29 +253,29 @@ def test_clip_pixels_follow_the_old_processor() -> None:
 
 def test_missing_judges_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    metrics, missing = PieMetrics.load(JudgeSources(), CPU)
+    metrics, missing = PieMetrics.load(NetworkSources(), CPU)
     assert [column.name for column in metrics.columns()] == ["psnr", "mse", "ssim"]
     assert list(metrics(batch())[0]) == ["psnr", "mse", "ssim"]
     assert [str(item).split(":")[0] for item in missing] == [
         "without structure", "without lpips", "without clip_whole, clip_edited",
     ]  # fmt: skip
     assert "scripts/fetch_weights.py dino_vitb8" in str(missing[0])
-    _, missing = PieMetrics.load(JudgeSources(structure=None, lpips=None, clip=None), CPU)
-    assert str(missing[0]) == "without structure: judges.structure is null"
+    _, missing = PieMetrics.load(NetworkSources(structure=None, lpips=None, clip=None), CPU)
+    assert str(missing[0]) == "without structure: networks.structure is null"
 
 
 def test_a_wrong_judge_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     with pytest.raises(ConfigError, match="cannot load"):
-        PieMetrics.load(JudgeSources(structure=None, lpips=None, clip=str(tmp_path / "clip")), CPU)
+        PieMetrics.load(NetworkSources(structure=None, lpips=None, clip=str(tmp_path / "clip")), CPU)
     (tmp_path / "page.pth").write_text("<!doctype html>")
     with pytest.raises(CheckpointError, match="web page"):
-        PieMetrics.load(JudgeSources(structure=str(tmp_path / "page.pth"), lpips=None, clip=None), CPU)
+        PieMetrics.load(NetworkSources(structure=str(tmp_path / "page.pth"), lpips=None, clip=None), CPU)
 
 
 def test_other_weights_than_the_published_ones_are_a_reason() -> None:
     official = {"lpips": {"source": "a.pth", "sha256": "b8a52dc0" + "0" * 56}, "clip": {"source": "b", "sha256": "1"}}
     assert unofficial(official) == []  # of clip no checksum is known
     assert unofficial({"lpips": {"source": "a.pth", "sha256": "0" * 64}}) == [
-        "judges.lpips is not squeezenet1_1-b8a52dc0.pth"
+        "networks.lpips is not squeezenet1_1-b8a52dc0.pth"
     ]

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editar.config import ConfigError
+from editar.errors import BenchmarkError, ConfigError, ImageError
 from editar.evaluation.run import evaluate
-from editar.images import ImageError
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.files import load_weights, save_weights
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, json_table, latex_table, layout, markdown_table, text_table

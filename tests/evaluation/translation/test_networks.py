@@ -9,21 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editar.config import ConfigError
+from editar.errors import BenchmarkError, CheckpointError, ConfigError
 from editar.evaluation.translation.networks import (
     MEAN,
     STD,
     AsppHead,
     DeepLab,
     DeepLabV3,
-    DepthJudge,
+    DepthNetwork,
     HubSegmenter,
     from_mmseg,
     load_segmenter,
 )
-from editar.metrics.pictures import BenchmarkError
-from editar.runtime.files import CheckpointError, load_state, load_weights, save_weights
-from tests.helpers.tiny_networks import write_depth_judge, write_hub_segmenter
+from editar.runtime.files import load_state, load_weights, save_weights
+from tests.helpers.tiny_networks import write_depth_network, write_hub_segmenter
 
 CPU = torch.device("cpu")
 
@@ -117,64 +116,63 @@ def test_an_openmmlab_file_loads(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_labels_of_pictures() -> None:
     network = small()
-    judge = DeepLab(network, CPU)
+    network_ = DeepLab(network, CPU)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 512, 512, 3), np.uint8)
-    labels = judge(pictures)
-    assert (labels.shape, labels.dtype, judge.comparable) == ((1, 512, 512), np.uint8, True)
+    labels = network_(pictures)
+    assert (labels.shape, labels.dtype) == ((1, 512, 512), np.uint8)
     pixels = torch.from_numpy(pictures[0]).permute(2, 0, 1).float()
     normalised = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     np.testing.assert_array_equal(labels[0], network(normalised[None]).argmax(1)[0])
     assert labels.max() < 171
     with pytest.raises(BenchmarkError, match="reads 512x512"):
-        judge(pictures[:, :256])
+        network_(pictures[:, :256])
 
 
-def test_hub_segmenter_is_not_comparable(tmp_path: Path) -> None:
+def test_hub_segmenter(tmp_path: Path) -> None:
     write_hub_segmenter(tmp_path)
-    judge = load_segmenter(str(tmp_path), CPU)
-    assert isinstance(judge, HubSegmenter)
-    assert not judge.comparable
-    labels = judge(np.zeros((2, 96, 96, 3), np.uint8))
+    network_ = load_segmenter(str(tmp_path), CPU)
+    assert isinstance(network_, HubSegmenter)
+    labels = network_(np.zeros((2, 96, 96, 3), np.uint8))
     assert (labels.shape, labels.dtype) == ((2, 96, 96), np.uint8)
 
 
 def test_depth_judge(tmp_path: Path) -> None:
-    write_depth_judge(tmp_path)
-    depth = DepthJudge.load(str(tmp_path), CPU)(np.zeros((2, 96, 96, 3), np.uint8))
+    write_depth_network(tmp_path)
+    depth = DepthNetwork.load(str(tmp_path), CPU)(np.zeros((2, 96, 96, 3), np.uint8))
     assert depth.shape == (2, 64, 64)
     assert depth.dtype == np.float32
     with pytest.raises(ConfigError, match="cannot load"):
-        DepthJudge.load(str(tmp_path / "absent"), CPU)
+        DepthNetwork.load(str(tmp_path / "absent"), CPU)
 
 
 def test_a_judge_with_random_weights_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """transformers fills what a file lacks with random numbers; only what dpt-large itself lacks may be absent."""
-    folder = write_depth_judge(tmp_path / "dpt")
+    folder = write_depth_network(tmp_path / "dpt")
     file, whole = folder / "model.safetensors", load_weights(folder / "model.safetensors")
 
     def refused(state: dict[str, torch.Tensor]) -> str:
         save_weights(state, file)
         capfd.readouterr()
         with pytest.raises(ConfigError) as caught:
-            DepthJudge.load(str(folder), CPU)
+            DepthNetwork.load(str(folder), CPU)
         assert "\n" not in str(caught.value) and "LOAD REPORT" not in capfd.readouterr().err
         return str(caught.value)
 
     unused = "neck.fusion_stage.layers.0.residual_layer1."
     save_weights({key: value for key, value in whole.items() if not key.startswith(unused)}, file)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    lacking = DepthJudge.load(str(folder), CPU)(pictures)
+    lacking = DepthNetwork.load(str(folder), CPU)(pictures)
     save_weights(whole, file)
-    np.testing.assert_array_equal(lacking, DepthJudge.load(str(folder), CPU)(pictures))  # they are not used
+    np.testing.assert_array_equal(lacking, DepthNetwork.load(str(folder), CPU)(pictures))  # they are not used
     other = "neck.fusion_stage.layers.1.residual_layer1.convolution1.weight"
     message = refused({key: value for key, value in whole.items() if key != other})
     assert f"its file lacks 1 of the dpt's weights, first {other}" in message
     assert "cannot load" in refused(whole | {"head.head.0.bias": whole["head.head.0.bias"][:1]})
     file.write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="cannot load"):
-        DepthJudge.load(str(folder), CPU)
+        DepthNetwork.load(str(folder), CPU)
     segmenter = write_hub_segmenter(tmp_path / "maskformer")
     with pytest.raises(ConfigError, match="maskformer: a model of type maskformer, dpt is needed here"):
-        DepthJudge.load(str(segmenter), CPU)
+        DepthNetwork.load(str(segmenter), CPU)
     with pytest.raises(ConfigError, match="a model of type dpt, maskformer is needed here"):
         load_segmenter(str(folder), CPU)

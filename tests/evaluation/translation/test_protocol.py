@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torchmetrics.functional.classification import binary_f1_score
 
+from editar.errors import BenchmarkError
 from editar.evaluation.translation.dataset import read_case
 from editar.evaluation.translation.protocol import (
     PROTOCOLS,
@@ -26,7 +27,6 @@ from editar.evaluation.translation.protocol import (
     edge_scores,
     protocol,
 )
-from editar.metrics.pictures import BenchmarkError
 from editar.parity.checks import Check
 from editar.parity.groups import run_all
 from tests.helpers import tiny

@@ -1,4 +1,4 @@
-"""Table 2 through `editar.eval`: make pictures, score them with judges of toy size, print the row."""
+"""Table 2 through `editar.eval`: make pictures, score them with networks of toy size, print the row."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from editar.config import EvalConfig
+from editar.errors import BenchmarkError, DataError, ImageError
 from editar.evaluation.nano.export import PROMPTS, export_translation
+from editar.evaluation.registry import benchmark_class
 from editar.evaluation.run import evaluate
 from editar.evaluation.translation.networks import HubSegmenter
 from editar.evaluation.translation.protocol import PROTOCOLS, depth_map, depth_rmse
-from editar.evaluation.translation.run import Cases
-from editar.images import ImageError
+from editar.evaluation.translation.run import Translation
 from editar.metrics.fid import FidStatistics
-from editar.metrics.pictures import BenchmarkError
 from editar.runtime.entry import load_config
-from editar.runtime.files import DataError, checksum
+from editar.runtime.files import checksum
 from editar.tables.scores import load_evaluation
-from tests.helpers.tiny_networks import write_depth_judge, write_hub_segmenter, write_inception
+from tests.helpers.tiny_networks import write_depth_network, write_hub_segmenter, write_inception
 
 ROWS = 3
 
@@ -36,13 +36,13 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("judges")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     return [
-        f"judges.depth={write_depth_judge(folder / 'depth')}",
-        f"judges.segmenter={write_hub_segmenter(folder / 'segmenter')}",
-        f"judges.inception={write_inception(folder)}",
+        f"networks.depth={write_depth_network(folder / 'depth')}",
+        f"networks.segmenter={write_hub_segmenter(folder / 'segmenter')}",
+        f"networks.inception={write_inception(folder)}",
     ]
 
 
@@ -51,21 +51,27 @@ def config(root: Path, out: Path, *overrides: str) -> EvalConfig:
     return load_config(EvalConfig, "eval", [*base, *overrides])
 
 
+def opened(cfg: EvalConfig) -> Translation:
+    benchmark = benchmark_class(cfg.benchmark)(cfg)
+    assert isinstance(benchmark, Translation)
+    return benchmark
+
+
 def photographs(root: Path, out: Path, protocol: str = "editar") -> Path:
     """The real pictures as somebody's results: the best there can be."""
-    cases = Cases(config(root, out, "stage=score", f"protocol={protocol}"))
+    cases = opened(config(root, out, "stage=score", f"protocol={protocol}"))
     for group in cases.groups():
         for index, name in enumerate(group):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(cases[index].image).save(out / f"{name}.png")
+            Image.fromarray(cases.case(index).image).save(out / f"{name}.png")
     return out
 
 
 def test_edges_of_the_photographs_themselves_are_perfect(
-    roots: dict[str, Path], judges: list[str], tmp_path: Path
+    roots: dict[str, Path], networks: list[str], tmp_path: Path
 ) -> None:
     results = photographs(roots["canny"], tmp_path / "photos")
-    options = ["stage=score", f"results={results}", "method=photographs", *judges]
+    options = ["stage=score", f"results={results}", "method=photographs", *networks]
     evaluate(config(roots["canny"], tmp_path / "out", *options))
     scores = load_evaluation(tmp_path / "out")
     means = scores.means(scores.methods[0])
@@ -86,12 +92,12 @@ def test_edges_of_the_photographs_themselves_are_perfect(
 
 
 def test_a_table_in_one_file_keeps_its_statistics_beside_it(
-    roots: dict[str, Path], judges: list[str], tmp_path: Path
+    roots: dict[str, Path], networks: list[str], tmp_path: Path
 ) -> None:
     results, file = photographs(roots["canny"], tmp_path / "photos"), tmp_path / "set" / "canny.parquet"
     file.parent.mkdir()
     shutil.copy(next(roots["canny"].rglob("*.parquet")), file)
-    options = ["benchmark=canny", f"results={results}", judges[2], "stage=score"]
+    options = ["benchmark=canny", f"results={results}", networks[2], "stage=score"]
     evaluate(config(file, tmp_path / "out", *options))
     cache = file.with_name("canny_fid_canny_crop_3.npz")
     assert FidStatistics.load(cache).count == ROWS
@@ -101,56 +107,58 @@ def test_a_table_in_one_file_keeps_its_statistics_beside_it(
     assert not (tmp_path / "late").exists()
 
 
-def test_depth_rows_are_the_judges(roots: dict[str, Path], judges: list[str], tmp_path: Path) -> None:
-    from editar.evaluation.translation.networks import DepthJudge
+def test_depth_rows_are_the_judges(roots: dict[str, Path], networks: list[str], tmp_path: Path) -> None:
+    from editar.evaluation.translation.networks import DepthNetwork
 
     results = photographs(roots["depth"], tmp_path / "photos")
-    options = ["stage=score", f"results={results}", "judges.inception=null", judges[0], "score_batch=2"]
+    options = ["stage=score", f"results={results}", "networks.inception=null", networks[0], "score_batch=2"]
     evaluate(config(roots["depth"], tmp_path / "out", *options))
     scores = load_evaluation(tmp_path / "out")
-    judge = DepthJudge.load(judges[0].partition("=")[2], torch.device("cpu"))
-    cases = Cases(config(roots["depth"], tmp_path / "x", "stage=score"))
+    network = DepthNetwork.load(networks[0].partition("=")[2], torch.device("cpu"))
+    cases = opened(config(roots["depth"], tmp_path / "x", "stage=score"))
     for index, row in enumerate(scores.methods[0].rows):
-        predicted = depth_map(judge(cases[index].image[None])[0], PROTOCOLS["editar"].depth)
-        assert row["depth_rmse"] == pytest.approx(depth_rmse(predicted[None], cases[index].label[None])[0], rel=1e-4)
-        assert row["instruction"] == cases[index].caption
-    assert scores.missing == {"depth_fid": "judges.inception is null"}
-    folder = Path(judges[0].partition("=")[2])
-    assert scores.judges == {"depth": {"source": str(folder), "sha256": checksum(folder / "model.safetensors")}}
+        predicted = depth_map(network(cases.case(index).image[None])[0], PROTOCOLS["editar"].depth)
+        assert row["depth_rmse"] == pytest.approx(
+            depth_rmse(predicted[None], cases.case(index).label[None])[0], rel=1e-4
+        )
+        assert row["instruction"] == cases.case(index).caption
+    assert scores.missing == {"depth_fid": "networks.inception is null"}
+    folder = Path(networks[0].partition("=")[2])
+    assert scores.networks == {"depth": {"source": str(folder), "sha256": checksum(folder / "model.safetensors")}}
 
 
 def test_a_segmenter_that_agrees_scores_all(
-    roots: dict[str, Path], judges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    roots: dict[str, Path], networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels come from the segmenter itself, so mIoU must be 1 whatever the network says."""
     results = photographs(roots["cocostuff"], tmp_path / "photos")
-    options = ["stage=score", f"results={results}", "judges.inception=null", judges[1]]
-    segmenter = HubSegmenter.load(judges[1].partition("=")[2], torch.device("cpu"))
-    read = Cases.__getitem__
+    options = ["stage=score", f"results={results}", "networks.inception=null", networks[1]]
+    segmenter = HubSegmenter.load(networks[1].partition("=")[2], torch.device("cpu"))
+    read = Translation.case
 
-    def agreed(cases: Cases, index: int) -> Any:
+    def agreed(cases: Translation, index: int) -> Any:
         case = read(cases, index)
         object.__setattr__(case, "label", segmenter(case.image[None])[0])
         return case
 
-    monkeypatch.setattr(Cases, "__getitem__", agreed)
+    monkeypatch.setattr(Translation, "case", agreed)
     evaluate(config(roots["cocostuff"], tmp_path / "out", *options))
     scores = load_evaluation(tmp_path / "out")
     means = scores.means(scores.methods[0])
     assert means["cocostuff_miou"].mean == pytest.approx(100)
     assert means["cocostuff_accuracy"].mean == pytest.approx(100)
-    assert "another segmenter" in "; ".join(scores.methods[0].why_not)
+    assert "networks.segmenter is not deeplabv3" in "; ".join(scores.methods[0].why_not)
 
 
 def test_four_pictures_of_each_prompt(
-    roots: dict[str, Path], judges: list[str], tiny_run: Path, tmp_path: Path
+    roots: dict[str, Path], networks: list[str], tiny_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     options = [
         "protocol=controlnet++",
         "rows=2",
         f"checkpoint={tiny_run}",
-        judges[2],
+        networks[2],
         "fid_statistics=" + str(tmp_path / "f.npz"),
     ]
     evaluate(config(roots["canny"], out, *options))
@@ -171,7 +179,7 @@ def test_four_pictures_of_each_prompt(
 
 def test_what_cannot_be_scored(roots: dict[str, Path], tmp_path: Path) -> None:
     results = photographs(roots["canny"], tmp_path / "photos")
-    options = ["stage=score", f"results={results}", "judges.inception=null"]
+    options = ["stage=score", f"results={results}", "networks.inception=null"]
     with pytest.raises(DataError, match="no column control_depth"):
         evaluate(config(roots["canny"], tmp_path / "a", *options, "benchmark=depth"))
     with pytest.raises(BenchmarkError, match=r"12 of 12 results are missing, first group_0/0.png"):

@@ -10,7 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from editar.config import ConfigError, GPTConfig, LossConfig, TrainConfig
+from editar.config import GPTConfig, LossConfig, TrainConfig
+from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
 from editar.training.losses import Objective

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from editar.config import ConfigError, TokenizerTrainConfig
+from editar.config import TokenizerTrainConfig
+from editar.errors import ConfigError
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights
 from editar.training.tokenizer.loop import image_loader, train_tokenizer
