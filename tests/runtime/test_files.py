@@ -14,7 +14,7 @@ from editar.runtime.files import load_state, load_weights, save_weights
 
 
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
-    """safetensors alone orders its metadata anew for each file: seven files in one order by chance, 1 in 10 ** 16."""
+    """safetensors alone writes metadata in an order drawn anew for each file."""
     state = {"z.weight": torch.randn(3, 2), "a.größe": torch.ones(5, dtype=torch.int64), "empty": torch.zeros(0)}
     metadata = {f"key {i}": f'wert "{i}" ä' for i in range(5)}
     for i in range(8):
