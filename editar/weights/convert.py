@@ -56,19 +56,20 @@ def import_weights(
         raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
     state, info = read_checkpoint(source)
     cfg = gpt_config(info, overrides, folder) if info.kind != "vq" else None
+    codes, found = read_checkpoint(tokenizer) if tokenizer is not None else ({}, None)
+    if found is not None and found.kind != "vq":
+        raise CheckpointError(f"{tokenizer}: a GPT, where a VQ tokenizer is wanted")
+    training = resumable_state(state, info, cfg) if keep_optimizer else None
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_weights(state, partial / "model.safetensors")
     if cfg is not None:
         write_text(partial / "config.yaml", to_yaml(cfg))
-    if tokenizer is not None:
-        codes, found = read_checkpoint(tokenizer)
-        if found.kind != "vq":
-            raise CheckpointError(f"{tokenizer}: a GPT, where a VQ tokenizer is wanted")
+    if codes:
         save_weights(codes, partial / "tokenizer.safetensors")
-    if keep_optimizer:
-        save_training(state, info, cfg, partial)
+    if training is not None:
+        write_whole(partial, int(info.training.get("steps", 0)), training)
     write_json(partial / "source.json", describe_source(info))
     os.replace(partial, folder)
     return info
@@ -91,8 +92,8 @@ def gpt_config(info: WeightsInfo, overrides: list[str] | None, folder: Path) -> 
     return cfg
 
 
-def save_training(state: State, info: WeightsInfo, cfg: TrainConfig | None, folder: Path) -> None:
-    """Weights, AdamW moments and step as a checkpoint of the run in `folder`, from which editar.train goes on."""
+def resumable_state(state: State, info: WeightsInfo, cfg: TrainConfig | None) -> dict[str, Any]:
+    """An official checkpoint as `read_whole` would return one of ours: weights and AdamW moments by name."""
     optimizer = info.training.get("optimizer", {})
     if "state" not in optimizer:
         raise CheckpointError(f"{info.source}: holds no optimiser state to keep")
@@ -113,13 +114,13 @@ def save_training(state: State, info: WeightsInfo, cfg: TrainConfig | None, fold
         if moments[name]["exp_avg"].shape != state[name].shape:
             raise CheckpointError(f"{info.source}: its AdamW state {index} has not the shape of {name}")
     trained = {name: state[name] for name, _ in gpt.named_parameters()}
-    checkpoint = {
+    found = {
         "model": {name: state[name] for name in gpt.state_dict()},
         "optimizer_0": {name: moments[name] for name in trained},
     }
     if cfg.optim.ema_decay:
-        checkpoint["ema"] = trained  # an average begins at the weights
-    write_whole(folder, int(info.training.get("steps", 0)), checkpoint)
+        found["ema"] = trained  # an average begins at the weights
+    return found
 
 
 def describe_source(info: WeightsInfo) -> dict[str, Any]:
