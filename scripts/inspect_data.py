@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 
 from editar.config import TrainConfig
 from editar.data.loader import Item, Reader, TrainStream
-from editar.data.mixture import Mixture
 from editar.data.sample import BadRow
-from editar.data.sources import open_sources
+from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError
 from editar.images import contact_sheet, save_image
 from editar.runtime.entry import load_config, script
@@ -40,8 +39,7 @@ def main() -> None:
     cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
     sources = open_sources(cfg.data)
     readers = [Reader(source, None, cfg.image_size, pictures=False) for source in sources.values()]
-    weights = {name: source.cfg.weight for name, source in sources.items()}
-    mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
+    mixture = mixture_of(sources, cfg.seed)
     chosen, _ = mixture.locate(np.arange(SHARE_DRAWS, dtype=np.uint64))
     for index, (name, source) in enumerate(sources.items()):
         realised = np.mean(chosen == index)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from editar.data.prepare.parquet import SOURCES, Request, prepare
+from editar.data.prepare.prepare import SOURCES, prepare
+from editar.data.prepare.request import Request
 from editar.runtime.entry import script
 
 

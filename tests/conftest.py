@@ -44,7 +44,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> 
 @pytest.fixture(scope="session")
 def five_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Prepared folders of the paper's five sources, made from miniature downloads: name -> folder."""
-    from editar.data.prepare.parquet import Request, prepare
+    from editar.data.prepare.prepare import prepare
+    from editar.data.prepare.request import Request
     from tests.helpers import miniature
 
     root = tmp_path_factory.mktemp("five")

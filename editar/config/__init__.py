@@ -19,31 +19,3 @@ from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-
-__all__ = [
-    "BaselineConfig",
-    "CONFIG_DIR",
-    "DataConfig",
-    "DropConfig",
-    "EditConfig",
-    "EvalConfig",
-    "GPTConfig",
-    "NetworkSources",
-    "LossConfig",
-    "NanoDataConfig",
-    "OptimConfig",
-    "RopeConfig",
-    "SamplingConfig",
-    "SourceConfig",
-    "TeacherConfig",
-    "TextConfig",
-    "TokenizerConfig",
-    "TokenizerTrainConfig",
-    "TrainConfig",
-    "WandbConfig",
-    "check_sampling",
-    "explain",
-    "override",
-    "to_dataclass",
-    "to_yaml",
-]

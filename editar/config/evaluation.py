@@ -1,4 +1,4 @@
-"""Settings of the networks that judge results (`editar.evaluation`)."""
+"""Settings of the networks that score results (`editar.metrics`)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def tokenizer_checksum(tokenizer: VQModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
+def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
     """What `source`'s cache must have been made of under this config."""
     return CacheManifest(
         source=source.name,
@@ -100,7 +100,7 @@ def manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
 
 def open_cache(cfg: TrainConfig, source: Source, checksum: str) -> CodesCache:
     folder = Path(str(cfg.data.cache)) / source.name
-    return CodesCache(folder, manifest(cfg, source, checksum), source.cfg.backward)
+    return CodesCache(folder, expected_manifest(cfg, source, checksum), source.cfg.backward)
 
 
 def build_cache(
@@ -108,7 +108,7 @@ def build_cache(
 ) -> None:
     """Write this rank's share of the shards that `source`'s cache still lacks."""
     folder = Path(str(cfg.data.cache)) / source.name
-    wanted = manifest(cfg, source, checksum)
+    wanted = expected_manifest(cfg, source, checksum)
     if wanted.features and source.cfg.backward > 0:
         raise ConfigError(f"data.cache_features=true cannot hold {source.name}, whose pairs are used backwards too")
     found = wanted.read(folder)

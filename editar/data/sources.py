@@ -17,6 +17,7 @@ from editar.conditions import colour_labels
 from editar.config import DataConfig, SourceConfig
 from editar.data.codes import stored_manifest
 from editar.data.folder import FolderTable
+from editar.data.mixture import Mixture
 from editar.data.nano.world import NanoWorld
 from editar.data.sample import BadRow, EditSample, Pair, Texts
 from editar.data.tables import label_map, open_table
@@ -126,7 +127,7 @@ def label_palette() -> np.ndarray:
 
 
 def folder(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    """People's own pairs: `pairs.jsonl` beside the pictures (`editar.data.tables.FolderTable`)."""
+    """People's own pairs: `pairs.jsonl` beside the pictures (`editar.data.folder`)."""
     instruction = cfg.prompt.format(text(row, "instruction"))
     return Pair(id, "folder", picture(row, "source"), picture(row, "target"), Texts((instruction,)))
 
@@ -205,6 +206,11 @@ class Source:
         if self.table is None:
             raise DataError(f"data.sources.{self.name}: {self.cfg.path} is not here, only its codes are")
         return READERS[self.cfg.kind](self.table[row], self.row_id(row), self.cfg)
+
+
+def mixture_of(sources: dict[str, Source], seed: int) -> Mixture:
+    """Which row of which source each draw of the training is."""
+    return Mixture({n: s.cfg.weight for n, s in sources.items()}, {n: len(s) for n, s in sources.items()}, seed)
 
 
 def open_sources(data: DataConfig) -> dict[str, Source]:

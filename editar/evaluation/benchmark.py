@@ -90,7 +90,9 @@ class Benchmark(ABC):
         return Path(self.cfg.output_dir) / kind
 
 
-def row_of(job: EditJob, results: ResultFolder, name: str, source: Path, mask: Path | None = None) -> dict[str, Any]:
+def describe_row(
+    job: EditJob, results: ResultFolder, name: str, source: Path, mask: Path | None = None
+) -> dict[str, Any]:
     """What a row says besides its numbers."""
     files = {"source": str(source), "result": str(results.path(job.id, name))}
     return {"id": job.id, "instruction": job.instruction, **files} | ({} if mask is None else {"mask": str(mask)})

@@ -23,7 +23,7 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
     benchmark = benchmark_class(cfg.benchmark)(cfg)
     with distributed(cfg.device) as ranks:
         if cfg.stage != "score":
-            edit(benchmark, ranks)
+            edit_benchmark(benchmark, ranks)
     if not ranks.is_main or cfg.stage == "generate":
         return None
     evaluation = score(benchmark)
@@ -32,7 +32,7 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
     return evaluation
 
 
-def edit(benchmark: Benchmark, ranks: Ranks) -> None:
+def edit_benchmark(benchmark: Benchmark, ranks: Ranks) -> None:
     folder, editor = Path(benchmark.cfg.output_dir), open_editor(benchmark.cfg, ranks.device)
     generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum)
     if ranks.is_main:

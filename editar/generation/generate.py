@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from editar.errors import ConfigError
 from editar.generation.editors import Editor
-from editar.generation.manifest import MANIFEST, read_manifest, save_stamped
+from editar.generation.manifest import MANIFEST, read_result_manifest, save_stamped
 from editar.images import resize_and_crop
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import write_json
@@ -49,9 +49,9 @@ def generate_results(
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
     texts = [getattr(job, editor.reads) for job in jobs]
     if ranks.is_main:
-        claim(folder, manifest(editor, jobs, texts) | {"sources_sha256": sources_sum()})
+        claim(folder, manifest_of(editor, jobs, texts) | {"sources_sha256": sources_sum()})
     ranks.barrier()
-    made = read_manifest(folder)
+    made = read_result_manifest(folder)
     assert made is not None
     if ranks.is_main:
         made.check(file for file in files if file.is_file())
@@ -75,7 +75,7 @@ def to_size(picture: np.ndarray, size: int) -> np.ndarray:
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
 
 
-def manifest(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str, object]:
+def manifest_of(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str, object]:
     instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
     return editor.describe() | {"image_size": editor.size, "instructions": instructions}
 

@@ -54,7 +54,7 @@ class ResultManifest:
             )
 
 
-def read_manifest(source: Path) -> ResultManifest | None:
+def read_result_manifest(source: Path) -> ResultManifest | None:
     """The manifest in a results folder or beside its images/; None for pictures that are not ours.
 
     Raises BenchmarkError for a damaged one.

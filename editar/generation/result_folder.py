@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from editar.errors import BenchmarkError
-from editar.generation.manifest import MANIFEST, ResultManifest, read_manifest
+from editar.generation.manifest import MANIFEST, ResultManifest, read_result_manifest
 
 SUBFOLDERS = ("annotation_images", "images")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
@@ -30,7 +30,7 @@ class ResultFolder:
         if self.source.is_dir():
             inner = [self.source / name for name in SUBFOLDERS if (self.source / name).is_dir()]
             self.root = inner[0] if inner else self.source
-            self.made = read_manifest(self.source)
+            self.made = read_result_manifest(self.source)
         elif self.source.is_file():
             self.root = self.source.parent
             self.map = {id: self.root / path for id, path in _read_map(self.source).items()}

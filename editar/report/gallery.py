@@ -31,7 +31,7 @@ class Gallery:
         self.failures: list[str] = []
         self.load_result = benchmark_class(evaluation.benchmark).load_result
         first = evaluation.methods[0]
-        chosen = set(spread(len(first.rows), pictures))
+        chosen = set(evenly(len(first.rows), pictures))
         if len(chosen) < len(first.rows):
             self.notes.append(f"Pictures of {len(chosen)} of {len(first.rows)} entries; --pictures embeds more.")
         with ThreadPoolExecutor() as pool:
@@ -86,7 +86,7 @@ class Gallery:
             return None
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, evenly spaced."""
     return list(range(count)) if most >= count else [i * count // most for i in range(most)]
 

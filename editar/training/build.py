@@ -12,8 +12,7 @@ from torch import nn
 from editar.config import TrainConfig
 from editar.data.encode import build_cache, open_cache, tokenizer_checksum
 from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
-from editar.data.mixture import Mixture
-from editar.data.sources import open_sources
+from editar.data.sources import mixture_of, open_sources
 from editar.models.gpt import GPT
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import save_weights
@@ -53,7 +52,7 @@ class Run:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
 
-def build(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
+def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     """Frozen encoders, data, model, optimisers. Raises ConfigError, DataError, CheckpointError."""
     at_once = micro_batch(cfg, ranks.size)
     encoders = Encoders.build(cfg, ranks.device)
@@ -100,8 +99,7 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
             build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
         readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
-    weights = {name: source.cfg.weight for name, source in sources.items()}
-    mixture = Mixture(weights, {name: len(source) for name, source in sources.items()}, cfg.seed)
+    mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
         shares = ", ".join(
             f"{name} {100 * share:.1f} % of {len(sources[name])}" for name, share in mixture.shares.items()

@@ -18,7 +18,7 @@ from editar.runtime.distributed import distributed
 from editar.runtime.files import start_run_folder
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
-from editar.training.build import Run, build
+from editar.training.build import Run, build_run
 from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
 from editar.training.evaluate import heldout_losses, preview
 from editar.training.losses import LossOutput, condition_drops
@@ -41,7 +41,7 @@ def train(cfg: TrainConfig) -> Path:
         if ranks.is_main:
             start_run_folder(folder, cfg)
         ranks.barrier()
-        run = build(cfg, ranks, folder)
+        run = build_run(cfg, ranks, folder)
         start = resume(run)
         draws = DrawBatchSampler(start, cfg.steps, ranks.rank, ranks.size, cfg.global_batch, run.micro_batch)
         feed = batches(run.train_rows, draws, cfg.num_workers, ranks.device)
@@ -108,7 +108,7 @@ def train_step(run: Run, feed: Iterator[Batch], step: int, stop: bool) -> dict[s
     totals: dict[str, torch.Tensor] = {}
     ids: list[str] = []
     for part in range(parts):
-        batch = fetch(run, feed)
+        batch = next_batch(run, feed)
         ids += batch.ids
         sync_gradients(run.wrapped, last=part == parts - 1)
         losses = forward(run, batch.to(run.ranks.device))
@@ -128,7 +128,7 @@ def train_step(run: Run, feed: Iterator[Batch], step: int, stop: bool) -> dict[s
     return values | {"lr": run.optimizers[0].param_groups[0]["lr"]}
 
 
-def fetch(run: Run, feed: Iterator[Batch]) -> Batch:
+def next_batch(run: Run, feed: Iterator[Batch]) -> Batch:
     before = time.perf_counter()
     batch = next(feed)
     run.waited_s += time.perf_counter() - before

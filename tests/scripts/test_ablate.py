@@ -25,7 +25,8 @@ def test_a_grid_is_every_combination_once() -> None:
 
 
 def test_mistakes_stop_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ablate.main([str(tmp_path / "out"), "teacher=none,hogg"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        ablate.main([str(tmp_path / "out"), "teacher=none,hogg"])
     assert "hogg" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -33,7 +34,7 @@ def test_mistakes_stop_before_the_first_run(tmp_path: Path, capsys: pytest.Captu
 def test_runs_are_trained_scored_and_put_on_one_page(tmp_path: Path, tiny_tokenizer: Path) -> None:
     out = tmp_path / "out"
     tiny = [*TINY_TOKENIZER, *TINY_GPT, f"tokenizer.weights={tiny_tokenizer}", "steps=2", "eval_every=2"]
-    assert ablate.main([str(out), "teacher=none,hog", *tiny, "--eval", "samples=8"]) == 0
+    ablate.main([str(out), "teacher=none,hog", *tiny, "--eval", "samples=8"])
     assert {path.name for path in out.iterdir()} == {
         "teacher_none", "teacher_hog", "scores", "codes_none", "codes_hog", "report.html",
     }  # fmt: skip

@@ -23,7 +23,7 @@ from editar.models.vq import VQModel
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import load_config
 from editar.sampling.pipeline import EditPipeline
-from editar.training.build import build
+from editar.training.build import build_run
 from editar.training.loop import train_step
 from editar.weights.convert import export_official, gpt_config, import_weights, official_args
 from editar.weights.read import read_checkpoint
@@ -174,7 +174,7 @@ def test_the_release_trains_on_with_its_own_moments(tmp_path: Path) -> None:
 
     cfg = load_config(TrainConfig, "train", [f"output_dir={tmp_path / 'by_hand'}", *settings, "init_from=null"])
     with distributed("cpu") as ranks:
-        ours = build(cfg, ranks, Path(cfg.output_dir))
+        ours = build_run(cfg, ranks, Path(cfg.output_dir))
         ours.gpt.load_state_dict(official(RELEASE)["model"])
         ours.optimizers[0].load_state_dict(official(RELEASE)["optimizer"])
         for group in ours.optimizers[0].param_groups:

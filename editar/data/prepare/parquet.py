@@ -9,7 +9,6 @@ A piece of work is one input parquet file; its shards depend on nothing but that
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from editar.data.prepare import folder as out
 from editar.data.prepare.folder import Dropped, Drops, check_image
+from editar.data.prepare.request import ROW_GROUP, Request
 from editar.data.prepare.work import ShardWriter, run_units, tick
 from editar.data.shards import row_of
 from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
@@ -32,7 +32,6 @@ from editar.errors import DataError, one_line
 from editar.runtime.files import write_json
 from editar.runtime.log import say
 
-ROW_GROUP = 8  # rows read for one: few, they carry pixels
 CLASSES = 171  # of COCO-Stuff; 255 = ignore
 
 
@@ -68,45 +67,6 @@ LAYOUTS = {
         images=("control_seg", "image"), texts=("prompt",), labels="panoptic_seg_map", others=("image_path",)
     ),
 }
-SOURCES = (*LAYOUTS, "seed_unsplash")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `scripts/prepare_data.py` is asked. `files`: A:B of the sorted input files; `limit`: of
-    input rows (SEED: of kept pairs); `workers` 0 = all cores, never changes the result."""
-
-    source: str
-    origin: str
-    folder: Path
-    split: str = "train"
-    limit: int | None = None
-    files: str = ":"
-    rows_per_shard: int = 1000
-    workers: int = 0
-    allow_truncated: bool = False
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """What decides the result, apart from the input files."""
-        local = not self.origin.startswith("hf://")
-        origin = str(Path(self.origin).resolve()) if local else self.origin
-        options = {name: getattr(self, name) for name in ("split", "limit", "files", "rows_per_shard")}
-        return {"source": self.source, "origin": origin, **options}
-
-    @property
-    def processes(self) -> int:
-        return self.workers or os.cpu_count() or 1
-
-    def choose(self, names: list[str]) -> list[str]:
-        """The slice `files` of the input files."""
-        try:
-            first, last = (int(end) if end else None for end in self.files.split(":"))
-        except ValueError:
-            raise DataError(f"--files {self.files}: give A:B, for example 0:10 for the first ten files") from None
-        if not names[first:last]:
-            raise DataError(f"--files {self.files}: none of the {len(names)} files are in it")
-        return names[first:last]
 
 
 @dataclass(frozen=True)
@@ -162,24 +122,6 @@ class Unit:
         return f"{self.number:05d}"
 
 
-def prepare(request: Request) -> dict[str, Any]:
-    """Make `request.folder`, or go on making it -> its manifest.
-
-    Raises DataError for unusable input, a folder made from something else, and a full disk.
-    """
-    if request.source not in SOURCES:
-        raise DataError(f"{request.source}: no such source; known: {', '.join(SOURCES)}")
-    for option in ("limit", "rows_per_shard"):
-        if (value := getattr(request, option)) is not None and value < 1:
-            raise DataError(f"--{option.replace('_', '-')} {value} must be at least 1")
-    with out.only_one(request.folder):
-        if request.source == "seed_unsplash":
-            from editar.data.prepare.seed import prepare_seed  # imports this module
-
-            return prepare_seed(request)
-        return prepare_parquet(request)
-
-
 def prepare_parquet(request: Request) -> dict[str, Any]:
     layout, folder = LAYOUTS[request.source], request.folder
     inputs = list_inputs(request)
@@ -189,7 +131,7 @@ def prepare_parquet(request: Request) -> dict[str, Any]:
     if manifest := out.start(folder, made_from):
         say(f"{folder}: prepared already, {manifest['rows']} rows")
         return manifest
-    units = plan(request, inputs, layout)
+    units = plan_units(request, inputs, layout)
     waiting = [unit for unit in units if out.finished_unit(folder, unit.name) is None]
     total, left = sum(unit.rows for unit in units), sum(unit.rows for unit in waiting)
     with tqdm(total=total, initial=total - left, unit="row", desc=request.source, mininterval=1) as bar:
@@ -228,7 +170,7 @@ def list_hub(origin: str) -> list[Input]:
     return [Input(name, name, size, repo, info.sha) for name, size in files]
 
 
-def plan(request: Request, inputs: list[Input], layout: Layout) -> list[Unit]:
+def plan_units(request: Request, inputs: list[Input], layout: Layout) -> list[Unit]:
     """A unit per file, as far as the limit reaches. Raises DataError for files of another data set."""
     units: list[Unit] = []
     left = request.limit

@@ -28,7 +28,7 @@ from editar.data.prepare.archive import (
     read_annotations,
 )
 from editar.data.prepare.folder import Dropped, Drops, check_image
-from editar.data.prepare.parquet import ROW_GROUP, Request
+from editar.data.prepare.request import ROW_GROUP, Request
 from editar.data.prepare.work import ShardWriter, run_units
 from editar.data.tables import REFERENCE, UNFINISHED, listed_table
 from editar.errors import DataError
@@ -70,7 +70,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Group:
+class ImageGroup:
     """Images of one shard in the archive's order, None for a file too large. `last`: cut by the end
     of the archive, so the shard would hold more if the archive went on."""
 
@@ -131,7 +131,7 @@ def store_images(request: Request, pairs: Pairs, parts: list[Path], allow_trunca
         return json.loads(end.read_text())["truncated"]
     cut: list[TruncatedArchive] = []
 
-    def groups(bar: tqdm) -> Iterator[Group]:
+    def groups(bar: tqdm) -> Iterator[ImageGroup]:
         try:
             yield from read_groups(request, pairs, parts, bar, cut if allow_truncated else None)
         except TruncatedArchive as error:
@@ -155,7 +155,7 @@ def store_images(request: Request, pairs: Pairs, parts: list[Path], allow_trunca
 
 def read_groups(
     request: Request, pairs: Pairs, parts: list[Path], bar: tqdm, cut: list[TruncatedArchive] | None
-) -> Iterator[Group]:
+) -> Iterator[ImageGroup]:
     """The annotated images in shards that are not finished yet.
 
     With a limit, reading stops at the first full shard with enough complete pairs. A truncation is
@@ -175,7 +175,7 @@ def read_groups(
             if len(images) < request.rows_per_shard and size < GROUP_BYTES:
                 continue
             if not done:
-                yield Group(number, images, False, request.folder)
+                yield ImageGroup(number, images, False, request.folder)
             number, size, images = number + 1, 0, []
             done = is_done(request.folder, number)
             if request.limit is not None and pairs.complete(found) >= request.limit:
@@ -189,14 +189,14 @@ def read_groups(
             f"{parts[0]}: no file in it is named by the annotations, which name {next(iter(pairs.names), 'nothing')}"
         )
     if images and not done:
-        yield Group(number, images, True, request.folder)
+        yield ImageGroup(number, images, True, request.folder)
 
 
 def is_done(folder: Path, number: int) -> bool:
     return out.finished_unit(folder, f"{number:05d}") is not None
 
 
-def store_group(group: Group) -> None:
+def store_group(group: ImageGroup) -> None:
     """Validate and write one image shard; its summary, written last, says that it is done."""
     writer = ShardWriter(group.folder, f"images/part-{group.name}", IMAGES, len(group.images), ROW_GROUP)
     bad: dict[str, list[str]] = {}

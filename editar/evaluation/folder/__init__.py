@@ -1,1 +1,1 @@
-from editar.evaluation.folder.run import OwnPairs as OwnPairs
+from editar.evaluation.folder.run import OwnPairs

@@ -15,7 +15,7 @@ from PIL import Image
 from editar.config import EvalConfig
 from editar.data.folder import FolderTable
 from editar.errors import BenchmarkError
-from editar.evaluation.benchmark import Benchmark, row_of
+from editar.evaluation.benchmark import Benchmark, describe_row
 from editar.generation.generate import EditJob
 from editar.generation.result_folder import ResultFolder
 from editar.images import load_image, resize_and_crop
@@ -83,7 +83,7 @@ class PairScorer:
         for index, job in enumerate(self.benchmark.jobs()):
             file = f"{job.id}.png"
             numbers = self.compare(results.path(job.id, file), self.benchmark.file(index, "target"))
-            rows.append(row_of(job, results, file, self.benchmark.file(index, "source")) | numbers)
+            rows.append(describe_row(job, results, file, self.benchmark.file(index, "source")) | numbers)
         return MethodScores(name, str(results.source), rows, generated_with=results.generated_with)
 
     def compare(self, result: Path, target: Path) -> dict[str, float]:

@@ -1,1 +1,1 @@
-from editar.evaluation.nano.run import Nano as Nano
+from editar.evaluation.nano.run import Nano

@@ -21,7 +21,7 @@ from editar.config import EvalConfig
 from editar.data.nano.world import NanoWorld, render
 from editar.data.sample import EditSample
 from editar.errors import BenchmarkError
-from editar.evaluation.benchmark import Benchmark, row_of
+from editar.evaluation.benchmark import Benchmark, describe_row
 from editar.evaluation.nano.scoring import COLUMNS, PROTOCOL, groups_of, mistakes, score_edit, shuffled
 from editar.generation.editors import Editor, ModelEditor
 from editar.generation.generate import EditJob
@@ -104,9 +104,9 @@ class NanoScorer:
         output = np.asarray(load_image(results.path(job.id, name)))
         if output.shape != sample.target.shape:
             raise BenchmarkError(f"{results.path(job.id, name)}: {output.shape[:2]}, the nano world is 64x64")
-        ceiling = results.source / "ceiling" / name
+        ceiling = (results.made.file.parent if results.made else results.source) / "ceiling" / name
         best = 100.0 * score_edit(plan, np.asarray(load_image(ceiling))).success if ceiling.is_file() else math.nan
-        return row_of(job, results, name, source, mask) | score_edit(plan, output).row() | {CEILING.name: best}
+        return describe_row(job, results, name, source, mask) | score_edit(plan, output).row() | {CEILING.name: best}
 
 
 def seed_of(cfg: EvalConfig) -> int:

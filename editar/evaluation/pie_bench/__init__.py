@@ -1,1 +1,1 @@
-from editar.evaluation.pie_bench.run import PieBench as PieBench
+from editar.evaluation.pie_bench.run import PieBench

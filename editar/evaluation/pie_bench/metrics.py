@@ -70,7 +70,7 @@ class PieBatch:
 
 
 class PieMetrics:
-    """Scores batches with whatever judges are there; the columns of the others are left out."""
+    """Scores batches with whatever networks are there; the columns of the others are left out."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class PieMetrics:
 
     @classmethod
     def load(cls, sources: NetworkSources, device: torch.device) -> tuple[PieMetrics, list[Missing]]:
-        """With the judges whose files are here, and what is missing for the rest.
+        """With the networks whose files are here, and what is missing for the rest.
 
         Raises CheckpointError or ConfigError for a file that is there and is not what it should be.
         """

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import EvalConfig
-from editar.evaluation.benchmark import Benchmark, row_of, smaller_than
+from editar.evaluation.benchmark import Benchmark, describe_row, smaller_than
 from editar.evaluation.pie_bench.dataset import (
     PICTURES,
     PROTOCOL,
@@ -80,7 +80,7 @@ class PieScorer:
         benchmark, items = self.benchmark, self.benchmark.items
         masks = benchmark.thumbnails("masks")
         rows = [
-            row_of(job, results, item.path, benchmark.source_file(item), masks / f"{item.id}.png") | values
+            describe_row(job, results, item.path, benchmark.source_file(item), masks / f"{item.id}.png") | values
             for job, item, values in zip(benchmark.jobs(), items, self.values(results), strict=True)
         ]
         groups = {

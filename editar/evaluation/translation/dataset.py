@@ -1,4 +1,4 @@
-"""Rows of the validation sets of Table 2 -> what a model is given and what its picture is judged by.
+"""Rows of the validation sets of Table 2 -> what a model is given and what its picture is compared with.
 
   depth     limingcv/MultiGen-20M_depth_eval      image, control_depth, text
   canny     limingcv/MultiGen-20M_canny_eval, or the depth set as EditAR does      image, text

@@ -63,7 +63,7 @@ class TranslationMetrics:
     def load(
         cls, task: str, rules: TranslationProtocol, sources: NetworkSources, device: torch.device
     ) -> tuple[TranslationMetrics, list[Missing]]:
-        """With the task's judge if its file is here, else what is missing. Raises CheckpointError or ConfigError."""
+        """With the task's network if its file is here, else what is missing. Raises CheckpointError or ConfigError."""
         columns = tuple(column.name for column in ROW_COLUMNS[task] + WHOLE_COLUMNS[task])
         depth = segmenter = None
         missing: Missing | None = None

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from editar.config import TrainConfig
-from editar.data.mixture import Mixture
-from editar.data.sources import open_sources
+from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError, DataError
 from editar.models.vq import VQModel
 from editar.runtime.log import duration
@@ -91,19 +90,17 @@ def time_lines(cfg: TrainConfig) -> list[str]:
 
 def data_lines(cfg: TrainConfig) -> list[str]:
     """Shares and epochs; sources whose data is not there yet are said, not fatal."""
-    weights = {name: source.weight for name, source in cfg.data.sources.items()}
-    total = sum(weights.values())
     draws = cfg.steps * cfg.global_batch
     try:
-        sizes = {name: len(source) for name, source in open_sources(cfg.data).items()}
+        sources = open_sources(cfg.data)
     except DataError as error:
-        shares = ", ".join(f"{name} {100 * weight / total:.1f} %" for name, weight in weights.items())
-        return [f"data        {shares}; not ready: {error}"]
-    mixture = Mixture(weights, sizes, cfg.seed)
+        total = sum(source.weight for source in cfg.data.sources.values())
+        shares = (f"{name} {100 * source.weight / total:.1f} %" for name, source in cfg.data.sources.items())
+        return [f"data        {', '.join(shares)}; not ready: {error}"]
     return [
-        f"data        {name}: {100 * share:.1f} % of the draws, {sizes[name]:,} rows, "
-        f"{draws * share / sizes[name]:.2f} epochs"
-        for name, share in mixture.shares.items()
+        f"data        {name}: {100 * share:.1f} % of the draws, {len(sources[name]):,} rows, "
+        f"{draws * share / len(sources[name]):.2f} epochs"
+        for name, share in mixture_of(sources, cfg.seed).shares.items()
     ]
 
 

@@ -28,7 +28,9 @@ from PIL import Image
 from editar.data.prepare import archive
 from editar.data.prepare.archive import find_parts
 from editar.data.prepare.folder import only_one
-from editar.data.prepare.parquet import LAYOUTS, Request, prepare
+from editar.data.prepare.parquet import LAYOUTS
+from editar.data.prepare.prepare import prepare
+from editar.data.prepare.request import Request
 from editar.data.tables import label_map, open_table
 from editar.errors import DataError
 from editar.runtime.files import checksum

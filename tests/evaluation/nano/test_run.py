@@ -70,7 +70,6 @@ def test_anybodys_pictures_are_scored_without_a_checkpoint(out: Path, tmp_path: 
     assert evaluation is not None
     means = evaluation.means(evaluation.methods[0])
     assert means["success"].mean == 0 and means["ceiling"].count == 0
-    assert {row["outcome"] for row in evaluation.methods[0].rows} == {"unchanged"}
 
 
 def test_shuffled_instructions_belong_to_the_manifest(tiny_run: Path, out: Path, tmp_path: Path) -> None:

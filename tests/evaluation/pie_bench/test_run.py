@@ -233,15 +233,20 @@ def test_a_damaged_picture_is_one_line_from_workers_too(tmp_path: Path, workers:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["root=null"], "benchmark=pie_bench needs root=FOLDER"),
         (["stage=all"], "stage=all needs checkpoint=FOLDER"),
         (["results=x", "checkpoint=y"], "results=x is scored, not generated: give stage=score"),
         (["stage=paint"], "stage=paint is not one of all, generate, score"),
         (["stage=score", "results=[1]"], r"results=\[1\] must be a path or {name: path"),
         (["prompt=draw"], "must hold one {} for the caption"),
-        (["benchmark=nano", "stage=score", "root=null"], "benchmark=nano runs as a whole"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, *overrides)
+
+
+def test_unknown_benchmarks_and_missing_roots_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="benchmark=pie_bench needs root=FOLDER"):
+        evaluate(config(tmp_path, "root=null", "stage=score"))
+    with pytest.raises(ConfigError, match=r"(?s)imagenet.*pie_bench"):
+        config(tmp_path, "benchmark=imagenet")

@@ -1,0 +1,29 @@
+"""A downloaded data set -> a validated folder: whichever of the two kinds of download it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from editar.data.prepare import folder as out
+from editar.data.prepare.parquet import LAYOUTS, prepare_parquet
+from editar.data.prepare.request import Request
+from editar.data.prepare.seed import prepare_seed
+from editar.errors import DataError
+
+SOURCES = (*LAYOUTS, "seed_unsplash")
+
+
+def prepare(request: Request) -> dict[str, Any]:
+    """Make `request.folder`, or go on making it -> its manifest.
+
+    Raises DataError for unusable input, a folder made from something else, and a full disk.
+    """
+    if request.source not in SOURCES:
+        raise DataError(f"{request.source}: no such source; known: {', '.join(SOURCES)}")
+    for option in ("limit", "rows_per_shard"):
+        if (value := getattr(request, option)) is not None and value < 1:
+            raise DataError(f"--{option.replace('_', '-')} {value} must be at least 1")
+    with out.only_one(request.folder):
+        if request.source == "seed_unsplash":
+            return prepare_seed(request)
+        return prepare_parquet(request)
