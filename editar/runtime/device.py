@@ -20,11 +20,16 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX): training then gains from precision=bf16."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The named dtype; on the CPU always float32, where half precision is slower and no smaller help."""
+    """The named dtype; on a CPU always float32, where half precision is slower in inference."""
     if name not in DTYPES:
         raise ConfigError(f"dtype={name} is not one of {', '.join(DTYPES)}")
     return torch.float32 if device.type == "cpu" else DTYPES[name]

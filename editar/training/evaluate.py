@@ -62,18 +62,20 @@ def heldout_batches(run: Run, numbers: list[int], size: int) -> Iterator[Batch]:
         yield batch.to(run.ranks.device)
 
 
-def preview(run: Run, step: int) -> Path | None:
-    """A fixed grid of held-out edits with the current weights, made by the first process; every process
-    must call it."""
+def current_pipeline(run: Run) -> EditPipeline | None:
+    """An editor with the current weights, on the first process (None elsewhere); every process must call it."""
     gpt = run.gpt
     if run.ema is not None or (run.cfg.parallel == "fsdp" and run.ranks.size > 1):
         gpt = whole_copy(run)
     if not run.ranks.is_main:
         return None
-    encoders = run.encoders
-    pipeline = EditPipeline(run.cfg, gpt.eval(), encoders.tokenizer, encoders.text, compile=False)
+    return EditPipeline(run.cfg, gpt.eval(), run.encoders.tokenizer, run.encoders.text, compile=False)
+
+
+def preview(run: Run, pipeline: EditPipeline, step: int) -> Path:
+    """A fixed grid of held-out edits."""
     batch = next(heldout_batches(run, [0], PREVIEWS))
-    source, target = encoders.codes(batch.source), encoders.codes(batch.target)
+    source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
     path = run.folder / "samples" / f"step_{step:07d}.png"
     return write_preview(pipeline, source, target, batch.instructions, batch.ids, path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from editar.runtime.distributed import distributed
 from editar.runtime.files import start_run_folder
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
+from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run, build_run
 from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
-from editar.training.evaluate import heldout_losses, preview
+from editar.training.evaluate import current_pipeline, heldout_losses, preview
 from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
 from editar.training.parallel import clip_gradients, sync_gradients
@@ -29,10 +30,13 @@ from editar.training.planning.dry_run import preflight
 from editar.training.trace import Trace
 from editar.weights.run_checkpoint import latest_checkpoint
 
+# What a caller wants to know on the way: (step, an editor with the current weights) -> values for metrics.jsonl.
+Watch = Callable[[int, EditPipeline], dict[str, float]]
 
-def train(cfg: TrainConfig) -> Path:
+
+def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
     """Train as configured; returns the run folder. Raises Stopped when a signal asked it to leave early;
-    everything is saved then."""
+    everything is saved then. `watch` is called after every held-out evaluation, on the first process."""
     folder = Path(cfg.output_dir)
     if cfg.dry_run:
         preflight(cfg)
@@ -48,7 +52,7 @@ def train(cfg: TrainConfig) -> Path:
         logger = MetricLogger(folder, cfg.steps, start, wandb=cfg.wandb, active=ranks.is_main, costs=costs(run))
         trace = Trace(folder / "profile", cfg.profile and ranks.is_main)
         if due(start, cfg.eval_every, cfg.steps) and not any(ranks.gather(logger.has(start, "heldout_token"))):
-            report(run, logger, start)  # stopped between saving and evaluating
+            report(run, logger, start, watch)  # stopped between saving and evaluating
         for step in range(start, cfg.steps):
             values = train_step(run, feed, step, bool(stop.asked))
             stopping, done = values.pop("stop") > 0, step + 1
@@ -57,7 +61,7 @@ def train(cfg: TrainConfig) -> Path:
             if due(done, cfg.log_every, cfg.steps) or stopping:
                 logger.log(done, values, cfg.global_batch, run.waited_s)
             if due(done, cfg.eval_every, cfg.steps) and not stopping:
-                report(run, logger, done)
+                report(run, logger, done, watch)
             if due(done, cfg.save_every, cfg.steps) or stopping:
                 save(run, done)
                 logger.pause()
@@ -170,12 +174,13 @@ def skip_step(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
         say(f"warning: {what}")
 
 
-def report(run: Run, logger: MetricLogger, step: int) -> None:
-    """Held-out losses and the sample grid."""
-    logger.log(step, heldout_losses(run))
-    path = preview(run, step)
-    if path is not None:
-        logger.log_image(step, "samples", path)
+def report(run: Run, logger: MetricLogger, step: int, watch: Watch | None) -> None:
+    """Held-out losses, the sample grid, and what the caller watches."""
+    values, pipeline = heldout_losses(run), current_pipeline(run)
+    if pipeline is not None:
+        logger.log_image(step, "samples", preview(run, pipeline, step))
+        values |= watch(step, pipeline) if watch is not None else {}
+    logger.log(step, values)
     logger.pause()
 
 
