@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/mypy editar
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'editar needs Python 3.10 or newer')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'editar needs Python 3.11 or newer')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)

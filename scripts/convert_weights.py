@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from editar.runtime.entry import user_errors
+from editar.runtime.entry import script
 from editar.runtime.log import say
 from editar.weights.convert import export_official, import_weights
 
 
+@script("convert_weights")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="weights file, run folder or hub id (owner/name:file)")
@@ -26,20 +26,16 @@ def main() -> None:
     parser.add_argument("--keep-optimizer", action="store_true", help="also keep AdamW state and step, to train on")
     parser.add_argument("--export-official", action="store_true", help="write EditAR's training checkpoint layout")
     options = parser.parse_args()
-    try:
-        if options.export_official:
-            written = export_official(options.source, options.out)
-            optimizer = "with" if "optimizer" in written else "without"
-            say(f"{options.out}: {len(written['model'])} tensors, step {written['steps']}, {optimizer} optimiser state")
-            return
-        info = import_weights(options.source, options.out, options.config, options.tokenizer, options.keep_optimizer)
-        sizes = ", ".join(f"{key} {value}" for key, value in info.sizes.items() if value is not None)
-        say(f"{options.out}: {info.kind} ({sizes})")
-        if info.kind != "vq" and not (Path(options.out) / "config.yaml").is_file():
-            say("no config.yaml: this size has no name; give --config experiment=... gpt.dim=... gpt.n_head=...")
-    except user_errors() as error:
-        print(f"convert_weights: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if options.export_official:
+        written = export_official(options.source, options.out)
+        optimizer = "with" if "optimizer" in written else "without"
+        say(f"{options.out}: {len(written['model'])} tensors, step {written['steps']}, {optimizer} optimiser state")
+        return
+    info = import_weights(options.source, options.out, options.config, options.tokenizer, options.keep_optimizer)
+    sizes = ", ".join(f"{key} {value}" for key, value in info.sizes.items() if value is not None)
+    say(f"{options.out}: {info.kind} ({sizes})")
+    if info.kind != "vq" and not (Path(options.out) / "config.yaml").is_file():
+        say("no config.yaml: this size has no name; give --config experiment=... gpt.dim=... gpt.n_head=...")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from editar.runtime.entry import script
 from editar.runtime.files import load_weights, save_weights, write_text
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
@@ -25,8 +26,7 @@ def export(run: Path, out: Path) -> None:
         if DROP_TO_ZERO in half:
             half[DROP_TO_ZERO].zero_()
         with safe_open(str(run / name), framework="pt") as file:
-            metadata = file.metadata() or {}
-        save_weights(half, out / name, {key: value for key, value in metadata.items() if key != "format"})
+            save_weights(half, out / name, file.metadata())
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copyfile(run / name, out / name)
     starts = json.loads((run / "provenance.json").read_text())
@@ -37,6 +37,7 @@ def export(run: Path, out: Path) -> None:
     print(f"{out}: {size / 1e6:.1f} MB")
 
 
+@script("export_run")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)

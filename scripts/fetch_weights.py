@@ -8,10 +8,9 @@ python scripts/fetch_weights.py train --dir /data/checkpoints
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from editar.runtime.entry import user_errors
+from editar.runtime.entry import script
 from editar.weights.fetch import fetch, load_manifest, missing_files
 
 
@@ -22,6 +21,7 @@ def show(folder: Path) -> None:
         print(f"{name:24} {state:8} {','.join(entry.used_by) or '-':15} {entry.what} [{entry.licence}]")
 
 
+@script("fetch_weights")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="weights by name, or edit, train, evaluate for all those need")
@@ -30,14 +30,10 @@ def main() -> None:
         "--dir", type=Path, default=Path("checkpoints"), help="where to put them (default: checkpoints)"
     )
     options = parser.parse_args()
-    try:
-        if options.list or not options.names:
-            show(options.dir)
-        else:
-            fetch(options.names, options.dir)
-    except user_errors() as error:
-        print(f"fetch_weights: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if options.list or not options.names:
+        show(options.dir)
+    else:
+        fetch(options.names, options.dir)
 
 
 if __name__ == "__main__":

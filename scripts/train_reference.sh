@@ -2,7 +2,7 @@
 # How reference/nano was made: tokenizer, GPT, export; seed 0 everywhere. About four and a half hours on two cores.
 # This is the path that was walked, not the shortest one: what the tokenizer's four trainings taught (docs/log.md) is in
 # today's configs/train_tokenizer.yaml, the first GPT run read an earlier nano T5 with random neighbours, and the last was
-meant to be longer: it was cut twice, from 5200 and 3000 steps, so its learning rate fell faster towards the end.
+# meant to be longer: it was cut twice, from 5200 and 3000 steps, so its learning rate fell faster towards the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}

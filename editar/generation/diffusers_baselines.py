@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from editar.config import BaselineConfig
-from editar.errors import CheckpointError, ConfigError, one_line
+from editar.errors import CheckpointError, ConfigError
+from editar.runtime.hub import from_pretrained
 from editar.sampling.decode import SampleSeeds
 
 PIPELINES = {
@@ -40,7 +41,7 @@ class DiffusersEditor:
     """
 
     def __init__(self, cfg: BaselineConfig, benchmark: str, device: torch.device) -> None:
-        """Raises ConfigError without diffusers, CheckpointError for weights that are missing or do not fit."""
+        """Raises ConfigError without diffusers or the weights, CheckpointError for weights that do not fit."""
         self.cfg, self.condition_model = cfg, cfg.condition_models.get(benchmark, "")
         self.size, self.batch = cfg.size, cfg.batch_size
         self.reads = "instruction" if cfg.pipeline == "instruct_pix2pix" else "caption"
@@ -76,26 +77,20 @@ def load_pipeline(cfg: BaselineConfig, condition_model: str, dtype: torch.dtype)
         import diffusers
     except ImportError:
         raise ConfigError(f'baseline {cfg.method} needs diffusers: pip install -e ".[baselines]"') from None
+    options: dict[str, Any] = {"dtype": dtype, "low_cpu_mem_usage": False}  # True needs accelerate
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if cfg.pipeline in CONDITION_MODELS:
         part, class_name = CONDITION_MODELS[cfg.pipeline]
         name, _, subfolder = condition_model.partition(":")
-        parts[part] = _load(getattr(diffusers, class_name), name, dtype=dtype, subfolder=subfolder or None)
-    pipe = _load(getattr(diffusers, PIPELINES[cfg.pipeline]), cfg.base_model, dtype=dtype, **parts)
+        parts[part] = from_pretrained(getattr(diffusers, class_name), name, subfolder=subfolder or None, **options)
+    pipe = from_pretrained(getattr(diffusers, PIPELINES[cfg.pipeline]), cfg.base_model, **parts, **options)
     wanted = pipe.vae.config.latent_channels * (2 if cfg.pipeline == "instruct_pix2pix" else 1)
     if (found := pipe.unet.config.in_channels) != wanted:
         raise CheckpointError(f"{cfg.base_model}: its UNet takes {found} channels, {cfg.pipeline} needs {wanted}")
     if cfg.scheduler != "own":
-        scheduler, options = SCHEDULERS[cfg.scheduler]
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **options)
+        scheduler, settings = SCHEDULERS[cfg.scheduler]
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **settings)
     return pipe
-
-
-def _load(cls: Any, name: str, **options: Any) -> Any:
-    try:
-        return cls.from_pretrained(name, low_cpu_mem_usage=False, **options)  # True needs accelerate
-    except (OSError, ValueError) as error:  # missing, private, offline, or not in diffusers' format
-        raise CheckpointError(f"{name}: {one_line(error)}") from None
 
 
 def weights_checksum(pipe: Any) -> str:

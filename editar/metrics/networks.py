@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from editar.config import NetworkSources
-from editar.errors import CheckpointError, ConfigError, one_line
+from editar.errors import CheckpointError, ConfigError
 from editar.runtime.files import checksum, content_sum
+from editar.runtime.hub import from_pretrained
 from editar.weights.fetch import hub_file, load_manifest
-from editar.weights.load import read_file
+from editar.weights.read import read_file
 
 T = TypeVar("T")
 State = dict[str, torch.Tensor]
@@ -107,13 +108,13 @@ def pretrained(cls: Any, source: str, kind: str) -> Any:
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    found = _load(AutoConfig, source).model_type
+    found = from_pretrained(AutoConfig, source).model_type
     if found != kind:
         raise ConfigError(f"{source}: a model of type {found}, {kind} is needed here; give another hub id or folder")
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # or it prints a table of what the line below says
     try:
-        model, report = _load(cls, source, output_loading_info=True)
+        model, report = from_pretrained(cls, source, output_loading_info=True)
     finally:
         logging.set_verbosity(loud)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED.get(kind, "\0")))
@@ -126,15 +127,7 @@ def pretrained(cls: Any, source: str, kind: str) -> Any:
 
 def processor(cls: Any, source: str) -> Any:
     """A transformers tokenizer or image processor. Raises ConfigError."""
-    return _load(cls, source)
-
-
-def _load(cls: Any, source: str, **options: Any) -> Any:
-    try:
-        return cls.from_pretrained(source, **options)
-    except Exception as error:  # missing, offline, damaged, other shapes: many types, one meaning
-        reason = one_line(error).split(" For details look")[0]
-        raise ConfigError(f"cannot load {source}: {reason}; give a hub id or the folder it was saved in") from None
+    return from_pretrained(cls, source)
 
 
 # --- which networks scored -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from editar.config import TeacherConfig
 from editar.images import to_uint8
 from editar.runtime.device import pick_dtype
+from editar.runtime.hub import from_pretrained
 
 
 class Teacher(Protocol):
@@ -39,11 +40,9 @@ class HubTeacher:
     def __init__(self, cfg: TeacherConfig, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
 
-        from editar.models.text import _from_pretrained
-
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
-        self.processor = _from_pretrained(AutoImageProcessor, cfg.weights)
-        model = _from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
+        self.processor = from_pretrained(AutoImageProcessor, cfg.weights)
+        model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()

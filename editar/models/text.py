@@ -16,6 +16,7 @@ import torch
 from editar.config import TextConfig
 from editar.errors import ConfigError
 from editar.runtime.device import pick_dtype
+from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class HubTokenizer:
     def __init__(self, name: str, max_tokens: int) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = _from_pretrained(AutoTokenizer, name)
+        self.tokenizer = from_pretrained(AutoTokenizer, name)
         self.max_tokens = max_tokens
 
     def __call__(self, texts: list[str]) -> tuple[TextTokens, int]:
@@ -114,7 +115,7 @@ class HubTokenizer:
 def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:
     from transformers import T5EncoderModel
 
-    return _from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
+    return from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
 
 
 def nano_t5(cfg: TextConfig, vocabulary: int) -> PreTrainedModel:
@@ -153,12 +154,3 @@ def nano_t5(cfg: TextConfig, vocabulary: int) -> PreTrainedModel:
                 elif name.endswith("DenseReluDense.wo.weight"):
                     parameter.data.mul_(0.3)
     return model
-
-
-def _from_pretrained(cls: type, name: str, **options: object):  # type: ignore[no-untyped-def]
-    """transformers' loader with a one-line error that says what to do."""
-    try:
-        return cls.from_pretrained(name, **options)  # type: ignore[attr-defined]
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"cannot load {name}: {reason}; give a hub id or the folder it was saved in") from None

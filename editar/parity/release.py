@@ -17,7 +17,7 @@ from editar.parity import gpt, vq
 from editar.parity.checks import Check, Entries, Golden, Skipped
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
-from editar.weights.load import read_file
+from editar.weights.read import read_file
 
 LOAD_KEY = "load_into_edit_model_distill_"
 

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from editar.config import to_yaml
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
+
+
+def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
+    """The first `count` items, and how many more."""
+    return sep.join(items[:count]) + (f"{sep}and {len(items) - count} more" if len(items) > count else "")
 
 
 @contextmanager
@@ -47,13 +52,24 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """state dict -> safetensors, atomically; `metadata` lands in the file's header."""
+    """state dict -> safetensors, atomically; `metadata` lands in the file's header. Equal input, equal bytes."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         try:
             save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+            _sort_header(partial)
         except Exception as error:  # safetensors raises its own untyped errors when the disk is full
             raise CheckpointError(f"{path}: could not be written ({one_line(error)})") from None
+
+
+def _sort_header(path: Path) -> None:
+    """Put the keys of a safetensors header in order, in place: safetensors writes metadata in a random one."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))  # the format pads with spaces
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -68,19 +84,33 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | Path) -> None:
-    """Strict load that names every missing, unexpected or mis-shaped key before it changes anything."""
+    """Strict load: all or, with a CheckpointError that names what does not fit, nothing."""
+    check_state(module, state, origin)
+    module.load_state_dict(state)
+
+
+def check_state(
+    module: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    origin: str | Path,
+    accepted: Collection[str] = (),
+    problems: Sequence[str] = (),
+    advice: str = "",
+) -> None:
+    """Raise CheckpointError if a key of `state`, read from `origin`, is missing, unexpected or mis-shaped.
+
+    Keys in `accepted` may be missing or unexpected; `problems` were found before and are told first, `advice` last.
+    """
     own = module.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
-    problems += [
+    found = [*problems, *(f"missing {key}" for key in own if key not in state and key not in accepted)]
+    found += [f"unexpected {key}" for key in state if key not in own and key not in accepted]
+    found += [
         f"{key} is {tuple(state[key].shape)}, the config needs {tuple(value.shape)}"
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
     ]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"{origin}: does not fit the configured model: {shown}")
-    module.load_state_dict(state)
+    if found:
+        raise CheckpointError(f"{origin}: does not fit the configured model: {some(found, sep='; ')}{advice}")
 
 
 def content_sum(files: Iterable[Path]) -> str:

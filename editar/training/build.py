@@ -25,6 +25,7 @@ from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
 from editar.weights.load import load_gpt
+from editar.weights.run_checkpoint import latest_checkpoint
 
 
 @dataclass
@@ -62,7 +63,7 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
     torch.manual_seed(cfg.seed)
     gpt = GPT(cfg.gpt).to(ranks.device)
-    if cfg.init_from is not None:
+    if cfg.init_from is not None and latest_checkpoint(folder) is None:
         report = load_gpt(gpt, cfg.init_from)
         if ranks.is_main:
             say(str(report))

@@ -10,10 +10,7 @@ The newest weights are also put at `model.safetensors`, where `editar.edit` and 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,18 +19,24 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from editar.errors import CheckpointError, LostProcess, one_line
 from editar.runtime.distributed import Ranks, lost_connection
-from editar.runtime.files import save_weights, write_json
+from editar.runtime.files import save_weights
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
-
-warnings.filterwarnings("ignore", message=".*assuming the intent is to", category=UserWarning)  # one process: meant
-FAILURES = (Exception, CheckpointException)  # DCP's own, which is a BaseException, wraps what went wrong on any process
-State = dict[str, Any]  # nested dicts whose leaves are tensors
+from editar.weights.run_checkpoint import (
+    FAILURES,
+    State,
+    complete,
+    latest_checkpoint,
+    partial_of,
+    put_in_place,
+    read_step,
+    root_cause,
+    step_of,
+)
 
 
 class Checkpointer:
@@ -54,7 +57,7 @@ class Checkpointer:
         """Write `state` as step's checkpoint and `weights` (whole, on the first process) as
         model.safetensors. Raises CheckpointError, for instance when the disk is full."""
         self.finish()
-        partial = self.root / f".{name_of(step)}.part"
+        partial = partial_of(self.folder, step)
         if self.ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         self.ranks.barrier()
@@ -90,10 +93,7 @@ class Checkpointer:
     def _put_in_place(self, step: int) -> None:
         if not self.ranks.is_main:
             return
-        partial, final = self.root / f".{name_of(step)}.part", self.root / name_of(step)
-        write_json(partial / "state.json", {"step": step, "world_size": self.ranks.size, "torch": torch.__version__})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        put_in_place(self.folder, step, self.ranks.size)
         for old in complete(self.folder)[: -self.keep]:
             if not self.keep_every or step_of(old) % self.keep_every:
                 shutil.rmtree(old)
@@ -111,30 +111,6 @@ class Checkpointer:
         )
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """DCP reports {rank: (exception, traceback)}: the first of them."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return next(iter(error.failures.values()))[0]
-    return error
-
-
-def name_of(step: int) -> str:
-    return f"step_{step:07d}"
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
-
-
-def complete(folder: Path) -> list[Path]:
-    """Checkpoints of a run folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_*"))
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    return found[-1] if (found := complete(folder)) else None
-
-
 def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None) -> State:
     """The live tensors of a training by parameter name: what `save` writes and `load_checkpoint` fills.
 
@@ -149,7 +125,7 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], em
 def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None) -> int:
     """Fill model, optimisers and average in place -> the step. Raises CheckpointError if it does not fit."""
     try:
-        step = int(json.loads((path / "state.json").read_text())["step"])
+        step = read_step(path)
         state = training_state(model, optimizers, ema)
         dcp.load(state, checkpoint_id=path)
     except FAILURES as error:  # damaged or missing files: many types, one meaning

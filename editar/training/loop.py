@@ -20,7 +20,7 @@ from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run, build_run
-from editar.training.checkpoint import latest_checkpoint, load_checkpoint, training_state, whole_weights
+from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
 from editar.training.evaluate import current_pipeline, heldout_losses, preview
 from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
@@ -28,6 +28,7 @@ from editar.training.parallel import clip_gradients, sync_gradients
 from editar.training.planning.cost import peak_flops, training_flops
 from editar.training.planning.dry_run import preflight
 from editar.training.trace import Trace
+from editar.weights.run_checkpoint import latest_checkpoint
 
 # What a caller wants to know on the way: (step, an editor with the current weights) -> values for metrics.jsonl.
 Watch = Callable[[int, EditPipeline], dict[str, float]]

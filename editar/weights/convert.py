@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from editar.config import RopeConfig, TrainConfig, to_dataclass, to_yaml
-from editar.errors import CheckpointError, ConfigError
+from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, to_dataclass, to_yaml
+from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
-from editar.runtime.files import checksum, save_weights, write_json, write_text
-from editar.training.checkpoint import latest_checkpoint
+from editar.runtime.files import atomic, check_state, checksum, save_weights, write_json, write_text
 from editar.weights.fetch import load_manifest
-from editar.weights.load import State, WeightsInfo, gpt_advice, official_name, read_checkpoint, read_file
+from editar.weights.load import gpt_advice, judge
+from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
+from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 # EditAR's names for its five data sets and their cumulative shares (train.sh); ours are in configs.
 DATASETS = {
@@ -44,26 +48,28 @@ def import_weights(
 
     `overrides` describe the GPT as for editar.train (`experiment=... gpt=...`); official sizes need none.
     With `tokenizer` the folder is complete for editar.edit. With `keep_optimizer` the AdamW state and the
-    step become checkpoints/step_*. The folder appears by one rename and must not exist.
+    step become a checkpoint, from which `editar.train` goes on under the same settings. The folder appears by one
+    rename and must not exist. Raises CheckpointError or ConfigError.
     """
     folder = Path(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
     state, info = read_checkpoint(source)
     cfg = gpt_config(info, overrides, folder) if info.kind != "vq" else None
+    codes, found = read_checkpoint(tokenizer) if tokenizer is not None else ({}, None)
+    if found is not None and found.kind != "vq":
+        raise CheckpointError(f"{tokenizer}: a GPT, where a VQ tokenizer is wanted")
+    training = resumable_state(state, info, cfg) if keep_optimizer else None
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_weights(state, partial / "model.safetensors")
     if cfg is not None:
         write_text(partial / "config.yaml", to_yaml(cfg))
-    if tokenizer is not None:
-        codes, found = read_checkpoint(tokenizer)
-        if found.kind != "vq":
-            raise CheckpointError(f"{tokenizer}: a GPT, where a VQ tokenizer is wanted")
+    if codes:
         save_weights(codes, partial / "tokenizer.safetensors")
-    if keep_optimizer:
-        save_training(state, info, partial)
+    if training is not None:
+        write_whole(partial, int(info.training.get("steps", 0)), training)
     write_json(partial / "source.json", describe_source(info))
     os.replace(partial, folder)
     return info
@@ -86,16 +92,35 @@ def gpt_config(info: WeightsInfo, overrides: list[str] | None, folder: Path) -> 
     return cfg
 
 
-def save_training(state: State, info: WeightsInfo, folder: Path) -> None:
-    """Optimiser and step in the shape of our own checkpoints, so that a run can go on from there."""
-    if "optimizer" not in info.training:
+def resumable_state(state: State, info: WeightsInfo, cfg: TrainConfig | None) -> dict[str, Any]:
+    """An official checkpoint as `read_whole` would return one of ours: weights and AdamW moments by name."""
+    optimizer = info.training.get("optimizer", {})
+    if "state" not in optimizer:
         raise CheckpointError(f"{info.source}: holds no optimiser state to keep")
-    optimizer, step = info.training["optimizer"], int(info.training.get("steps", 0))
-    groups = [group | {"base_lr": group["lr"]} for group in optimizer["param_groups"]]
-    place = folder / "checkpoints" / f"step_{step:07d}"
-    save_weights(state, place / "model.safetensors")
-    saved = {"step": step, "optimizers": [{"state": optimizer["state"], "param_groups": groups}], "rng": []}
-    torch.save(saved, place / "state.pt")
+    if cfg is None:
+        raise CheckpointError(f"{info.source}: of no official size; to train on, its settings are needed (--config)")
+    if cfg.optim.name != "adamw":
+        raise CheckpointError(f"{info.source}: holds AdamW's moments, which optim.name={cfg.optim.name} has no use for")
+    gpt = meta_gpt(cfg.gpt)
+    judge(gpt, state, info, True, gpt_advice(info.sizes, cfg.gpt))
+    matrices, vectors = official_order(meta_gpt(replace(cfg.gpt, teacher_dim=info.sizes["teacher_dim"])))
+    moments = {}
+    for index, name in enumerate(matrices + vectors):
+        try:
+            saved = optimizer["state"][index]
+            moments[name] = {key: torch.as_tensor(saved[key], dtype=torch.float32) for key in MOMENTS}
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise CheckpointError(f"{info.source}: holds no AdamW state of {name}, which should be {index}") from None
+        if moments[name]["exp_avg"].shape != state[name].shape:
+            raise CheckpointError(f"{info.source}: its AdamW state {index} has not the shape of {name}")
+    trained = {name: state[name] for name, _ in gpt.named_parameters()}
+    found = {
+        "model": {name: state[name] for name in gpt.state_dict()},
+        "optimizer_0": {name: moments[name] for name in trained},
+    }
+    if cfg.optim.ema_decay:
+        found["ema"] = trained  # an average begins at the weights
+    return found
 
 
 def describe_source(info: WeightsInfo) -> dict[str, Any]:
@@ -125,9 +150,9 @@ def describe_source(info: WeightsInfo) -> dict[str, Any]:
 def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
     """A run of ours -> the .pt of EditAR's training script: {"model", "optimizer", "steps", "args"}.
 
-    The newest checkpoint is taken; without one (or with Muon, which the official script does not know)
-    there is no "optimizer". Returns what was written. Raises CheckpointError for a model that the official
-    code would load and compute differently.
+    Taken from the newest checkpoint: its weights (not their average), its AdamW moments, its step. Without a
+    checkpoint, or with Muon, which the official script does not know, there is no "optimizer". Returns what was
+    written. Raises CheckpointError for a model that the official code would load and compute differently.
     """
     folder, path = Path(run_folder), Path(path)
     if not (folder / "config.yaml").is_file():
@@ -135,32 +160,45 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
     cfg = to_dataclass(TrainConfig, OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
     if cfg.rope != RopeConfig(base=cfg.rope.base):
         raise CheckpointError(f"{folder}: trained with rope settings that the official code does not have")
-    newest = latest_checkpoint(folder)
-    state, info = read_checkpoint(newest or folder)
-    keys = list(meta_gpt(cfg).state_dict())
-    if sorted(keys) != sorted(state):
-        raise CheckpointError(f"{info.path}: does not hold the GPT that {folder}/config.yaml describes")
-    source = read_source(folder)
-    written: dict[str, Any] = {"model": {key: state[key] for key in keys}}
-    steps = source.get("steps") or 0
-    if newest is not None:
-        saved = read_file(newest / "state.pt")
-        steps = saved["step"]
-        if len(saved["optimizers"]) == 1:
-            written["optimizer"] = official_optimizer(saved["optimizers"][0])
+    source, newest = read_source(folder), latest_checkpoint(folder)
+    if newest is None:
+        steps, saved = source.get("steps") or 0, {"model": read_checkpoint(folder)[0]}
+    else:
+        steps, saved = read_whole(newest)
+    gpt, state = meta_gpt(cfg.gpt), saved["model"]
+    check_state(gpt, state, newest or folder)
+    written: dict[str, Any] = {"model": {key: state[key] for key in gpt.state_dict()}}
+    if "optimizer_0" in saved and "optimizer_1" not in saved:
+        written["optimizer"] = official_optimizer(gpt, saved["optimizer_0"], cfg.optim)
     written["steps"] = int(steps)
     written["args"] = argparse.Namespace(**(source.get("args") or official_args(cfg)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    torch.save(written, partial)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        torch.save(written, partial)
     return written
 
 
-def meta_gpt(cfg: TrainConfig) -> GPT:
+def meta_gpt(cfg: GPTConfig) -> GPT:
     """The configured GPT without storage: names and shapes only."""
     with torch.device("meta"):
-        return GPT(cfg.gpt)
+        return GPT(cfg)
+
+
+def official_order(gpt: GPT) -> tuple[list[str], list[str]]:
+    """Parameters in the order in which EditAR's optimiser numbers them: matrices, which decay, then vectors."""
+    named = list(gpt.named_parameters())
+    return [name for name, p in named if p.dim() >= 2], [name for name, p in named if p.dim() < 2]
+
+
+def official_optimizer(gpt: GPT, moments: dict[str, Any], cfg: OptimConfig) -> dict[str, Any]:
+    """AdamW moments by name -> the state dict of EditAR's optimiser, with the configured base learning rate."""
+    parameters, order = dict(gpt.named_parameters()), official_order(gpt)
+    groups = [
+        {"params": [parameters[name] for name in names], "weight_decay": decay}
+        for names, decay in zip(order, (cfg.weight_decay, 0.0), strict=True)
+    ]
+    adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+    state = {index: moments[name] for index, name in enumerate(order[0] + order[1])}
+    return {"state": state, "param_groups": [group | {"fused": True} for group in adamw.state_dict()["param_groups"]]}
 
 
 def read_source(folder: Path) -> dict[str, Any]:
@@ -169,14 +207,6 @@ def read_source(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
-
-
-def official_optimizer(state: dict[str, Any]) -> dict[str, Any]:
-    """Our AdamW state -> EditAR's. Groups and order are the same (matrices, then vectors, as in the model)."""
-    groups = [{key: value for key, value in group.items() if key != "base_lr"} for group in state["param_groups"]]
-    if len(groups) != 2:
-        raise ConfigError(f"the optimiser has {len(groups)} parameter groups, EditAR's has 2")
-    return {"state": state["state"], "param_groups": groups}
 
 
 def official_args(cfg: TrainConfig) -> dict[str, Any]:

@@ -1,47 +1,20 @@
-"""Foreign checkpoints: what their files look like inside, what they hold, and how they load.
-
-`read_checkpoint` opens a file, a run folder of ours or a hub id and returns plain tensors in our names
-(which are the official ones). `load_gpt` and `load_vq` put them into a module, and judge every key that
-is missing, unexpected or mis-shaped before anything changes.
-
-Layouts met in public files: {"model"} (LlamaGen, EditAR; the latter with "optimizer", "steps" and an
-argparse "args"), {"module"} (DeepSpeed), {"state_dict"} (Lightning), or the tensors themselves.
-"""
+"""Weights into a module: every key that is missing, unexpected or mis-shaped is judged before anything changes."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
 from editar.errors import CheckpointError
 from editar.models.gpt import GPT
-from editar.runtime.files import load_weights
-from editar.weights.fetch import hub_file
-
-State = dict[str, torch.Tensor]
-
-LAYOUTS = ("model", "module", "state_dict")
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile; either may be outside
-GPT_MARKERS = ("tok_embeddings.weight", "cls_embedding.cap_proj.fc1.weight")
-VQ_MARKERS = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight")
-OFFICIAL_SIZES = {  # gpt=NAME: (dim, n_layer, n_head), LlamaGen gpt.py
-    "b": (768, 12, 12),
-    "l": (1024, 24, 16),
-    "xl": (1280, 36, 20),
-    "xxl": (1536, 48, 24),
-    "3b": (3200, 24, 32),
-}
+from editar.runtime.files import check_state, some
+from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 
 
 class Expected(NamedTuple):
@@ -64,19 +37,6 @@ EXPECTED = (
 
 
 @dataclass
-class WeightsInfo:
-    """Where a state dict came from and what it is."""
-
-    source: str  # as the user wrote it
-    path: Path  # the file that was read
-    kind: str = ""  # gpt_t2i | gpt_editar | vq
-    layout: str = "flat"  # flat | model | module | state_dict
-    sizes: dict[str, Any] = field(default_factory=dict)  # fields of GPTConfig or TokenizerConfig
-    rope: RopeConfig | None = None  # of a GPT, where known
-    training: dict[str, Any] = field(default_factory=dict)  # "optimizer", "steps", "args" (a dict) when there
-
-
-@dataclass
 class LoadReport:
     """What a load did besides copying; `str()` is one line for the log."""
 
@@ -90,149 +50,8 @@ class LoadReport:
         for label, keys, what in (("kept initial", self.kept, "missing"), ("ignored", self.ignored, "unexpected")):
             reasons = sorted({rule.reason for key in keys if (rule := declared(what, key, self.info.kind))})
             if keys:
-                parts.append(f"{label} {_some(keys, 3)} ({'; '.join(reasons)})")
+                parts.append(f"{label} {some(keys, 3)} ({'; '.join(reasons)})")
         return "; ".join(parts + [f"warning: {warning}" for warning in self.warnings])
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
-    """Weights of a local file, a run folder or a hub id -> (float32 tensors on the CPU, what they are).
-
-    Hub ids: `owner/name`, `owner/name:file`, `datasets/owner/name:file`, `hf://datasets/owner/name/file`.
-    Raises CheckpointError, one line, for anything that is not readable or not safe.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "model.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"{source}: this folder holds no model.safetensors")
-    elif not path.is_file():
-        path = hub_file(str(source))
-    info = WeightsInfo(str(source), path)
-    raw = read_file(path)
-    if not isinstance(raw, Mapping):
-        raise CheckpointError(f"{source}: holds a {type(raw).__name__}, not a dict of weights")
-    info.layout = next((key for key in LAYOUTS if isinstance(raw.get(key), Mapping)), "flat")
-    tensors = raw if info.layout == "flat" else raw[info.layout]
-    if info.layout != "flat":
-        info.training = {key: raw[key] for key in ("optimizer", "steps", "args") if key in raw}
-        if isinstance(info.training.get("args"), argparse.Namespace):
-            info.training["args"] = vars(info.training["args"])
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{source}: no weights found; its entries are {_some([str(key) for key in tensors])}")
-    state = {key: value.float() if value.is_floating_point() else value for key, value in unwrap(tensors).items()}
-    describe(state, info)
-    return state, info
-
-
-def read_file(path: Path) -> Any:
-    """The object inside a torch or safetensors file, recognised by content, not by name."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise CheckpointError(f"{path}: this is a web page, not weights; the download failed or needs a login")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: this is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
-    if head[8:9] == b"{":  # after the 8-byte length of a safetensors header
-        return load_weights(path)
-    if not head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its old bare pickle
-        raise CheckpointError(f"{path}: neither a torch nor a safetensors file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted is None:
-            raise CheckpointError(f"{path}: damaged or unsafe pickle ({_first_line(error)})") from None
-        raise CheckpointError(
-            f"{path}: refused, its pickle wants {wanted[1]}; only tensors, containers and argparse.Namespace are read"
-        ) from None
-    except Exception as error:  # a truncated archive fails in many types, one meaning
-        raise CheckpointError(f"{path}: truncated or damaged ({_first_line(error)})") from None
-
-
-def unwrap(tensors: Mapping[str, torch.Tensor]) -> State:
-    """Drop the prefixes of wrapper modules, whatever their order."""
-    state = dict(tensors)
-    while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def describe(state: State, info: WeightsInfo) -> None:
-    """Fill kind, sizes and rope from the keys, their shapes, and the config.yaml beside the file."""
-    if all(key in state and state[key].dim() == 2 for key in GPT_MARKERS):
-        info.kind = "gpt_editar" if "img_uncond_embedding" in state else "gpt_t2i"
-        info.sizes = gpt_sizes(state)
-        config = info.path.parent / "config.yaml"
-        if config.is_file():
-            run = OmegaConf.load(config)
-            info.sizes["n_head"] = OmegaConf.select(run, "gpt.n_head", default=info.sizes["n_head"])
-            rope = OmegaConf.select(run, "rope")
-            info.rope = RopeConfig(**rope) if rope is not None else None
-        elif info.kind == "gpt_editar" and info.layout == "model":
-            info.rope = RopeConfig()
-    elif all(key in state and state[key].dim() >= 2 for key in VQ_MARKERS):
-        info.kind, info.sizes = "vq", vq_sizes(state)
-    elif "cls_embedding.embedding_table.weight" in state:
-        raise CheckpointError(f"{info.source}: a class-conditional LlamaGen (c2i); EditAR starts from a t2i one")
-    else:
-        raise CheckpointError(f"{info.source}: neither a GPT nor a VQ tokenizer; it holds {_some(list(state))}")
-
-
-def gpt_sizes(state: State) -> dict[str, Any]:
-    """GPTConfig fields that the shapes give; None where they do not."""
-    table, caption = state["tok_embeddings.weight"], state["cls_embedding.cap_proj.fc1.weight"]
-    shape = {key: value.shape for key, value in state.items()}
-    layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
-    sizes: dict[str, Any] = {
-        "dim": table.shape[1],
-        "n_layer": max(layers, default=-1) + 1,
-        "n_head": None,
-        "vocab_size": table.shape[0],
-        "text_dim": caption.shape[1],
-        "null_text_rows": shape.get("cls_embedding.uncond_embedding", [None])[0],
-        "grid": round(shape["img_uncond_embedding"][0] ** 0.5) if "img_uncond_embedding" in state else None,
-        "teacher_dim": shape.get("alignment.weight", [None])[0],
-    }
-    if name := official_name(sizes):
-        sizes["n_head"] = OFFICIAL_SIZES[name][2]
-    return sizes
-
-
-def vq_sizes(state: State) -> dict[str, Any]:
-    """TokenizerConfig fields that the shapes give (not the number of norm groups or the l2 norm)."""
-    ch = state["encoder.conv_in.weight"].shape[0]
-
-    def mults(side: str) -> list[int]:
-        wanted = (f"{side}.conv_blocks.{level}.res.0.conv1.weight" for level in range(len(state)))
-        return [state[key].shape[0] // ch for key in wanted if key in state]
-
-    codebook = state["quantize.embedding.weight"].shape
-    return {
-        "ch": ch,
-        "encoder_ch_mult": mults("encoder"),
-        "decoder_ch_mult": mults("decoder")[::-1],  # stored from the lowest resolution up
-        "num_res_blocks": len([key for key in state if fnmatch(key, "encoder.conv_blocks.0.res.*.conv1.weight")]),
-        "z_channels": state["encoder.conv_out.weight"].shape[0],
-        "codebook_size": codebook[0],
-        "codebook_dim": codebook[1],
-    }
-
-
-def official_name(sizes: Mapping[str, Any]) -> str | None:
-    """`xl` and so on when width and depth are those of a released LlamaGen size."""
-    found = [
-        name for name, (dim, layers, _) in OFFICIAL_SIZES.items() if (sizes["dim"], sizes["n_layer"]) == (dim, layers)
-    ]
-    return found[0] if found else None
-
-
-# --- loading --------------------------------------------------------------------------------------
 
 
 def load_gpt(gpt: GPT, source: str | Path, strict: bool = False) -> LoadReport:
@@ -251,7 +70,7 @@ def load_gpt(gpt: GPT, source: str | Path, strict: bool = False) -> LoadReport:
 
 
 def load_vq(vq: nn.Module, source: str | Path) -> LoadReport:
-    """Put weights into `vq`, an encoders.vq.VQModel; of a GPT's run folder, its tokenizer.safetensors."""
+    """Put weights into `vq`, a models.vq.VQModel; of a GPT's run folder, its tokenizer.safetensors."""
     if (Path(source) / "tokenizer.safetensors").is_file():
         source = Path(source) / "tokenizer.safetensors"
     state, info = read_checkpoint(source)
@@ -265,20 +84,21 @@ def copy_into(
     module: nn.Module, state: State, info: WeightsInfo, strict: bool, advice: str, problems: list[str]
 ) -> LoadReport:
     """Judge every key, then copy all or nothing."""
+    report = judge(module, state, info, strict, advice, problems)
+    module.load_state_dict({key: value for key, value in state.items() if key not in report.ignored}, strict=False)
+    return report
+
+
+def judge(
+    module: nn.Module, state: State, info: WeightsInfo, strict: bool, advice: str, problems: Sequence[str] = ()
+) -> LoadReport:
+    """Raise CheckpointError unless `state` fits `module` but for the differences declared in EXPECTED; its text
+    names `problems` (found before), those of the keys, and `advice`. With `strict` a GPT may lack nothing."""
     own = module.state_dict()
-    missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
-    kept = [key for key in missing if declared("missing", key, info.kind) and (not strict or info.kind == "vq")]
-    ignored = [key for key in unexpected if declared("unexpected", key, info.kind)]
-    problems = problems + [f"missing {key}" for key in missing if key not in kept]
-    problems += [f"unexpected {key}" for key in unexpected if key not in ignored]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, the config needs {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        raise CheckpointError(f"{info.source}: does not fit the configured model: {_some(problems, sep='; ')}{advice}")
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    missing = [key for key in own if key not in state and declared("missing", key, info.kind)]
+    kept = [] if strict and info.kind != "vq" else missing
+    ignored = [key for key in state if key not in own and declared("unexpected", key, info.kind)]
+    check_state(module, state, info.source, {*kept, *ignored}, problems, advice)
     return LoadReport(info, kept, ignored)
 
 
@@ -317,12 +137,3 @@ def vq_advice(sizes: Mapping[str, Any], cfg: TokenizerConfig) -> str:
 
 def _rope_text(rope: RopeConfig) -> str:
     return f"layout={rope.layout} text={rope.text} query={rope.query} base={rope.base:g}"
-
-
-def _some(items: list[str], count: int = 5, sep: str = ", ") -> str:
-    """The first few, and how many more."""
-    return sep.join(items[:count]) + (f"{sep}and {len(items) - count} more" if len(items) > count else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

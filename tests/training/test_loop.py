@@ -15,9 +15,9 @@ from editar.config import OptimConfig, TrainConfig
 from editar.data.encode import write_shard
 from editar.errors import CheckpointError, ConfigError, TrainingError
 from editar.runtime.entry import load_config
-from editar.training.checkpoint import complete
 from editar.training.loop import train
 from editar.training.optim import Muon, lr_factor, make_optimizers, orthogonalise
+from editar.weights.run_checkpoint import complete
 from tests.helpers import trainings
 from tests.helpers.tiny import tiny_overrides
 

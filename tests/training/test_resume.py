@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from editar.runtime.stop import EXIT_STOPPED
-from editar.training.checkpoint import complete, latest_checkpoint
+from editar.weights.run_checkpoint import complete, latest_checkpoint
 from tests.helpers import trainings
 from tests.helpers.tiny import ROOT, run_module, tiny_overrides
 

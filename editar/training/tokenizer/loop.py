@@ -26,7 +26,7 @@ from editar.training.tokenizer.losses import (
     hinge_discriminator_loss,
     reconstruction_loss,
 )
-from editar.weights.load import read_checkpoint
+from editar.weights.read import read_checkpoint
 
 
 def both_images(samples: list[EditSample]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,8 @@ from torch import nn
 
 from editar.config import TokenizerTrainConfig
 from editar.errors import ConfigError
+from editar.runtime.files import load_state
+from editar.weights.read import read_file
 
 
 def edge_weights(images: torch.Tensor, strength: float) -> torch.Tensor:
@@ -53,16 +55,16 @@ def consistency_loss(
 
 
 def build_lpips(weights: str) -> nn.Module:
-    """LPIPS-VGG with the backbone from a local torchvision `vgg16-*.pth`; the heads come with lpips."""
+    """LPIPS-VGG with the backbone from a local torchvision `vgg16-*.pth`; the heads come with lpips.
+    Raises ConfigError without that file, CheckpointError for another one."""
     import lpips
 
     if not Path(weights).is_file():
         raise ConfigError(f"lpips_weights={weights}: no such file; give torchvision's vgg16-397923af.pth")
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    features = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    state = read_file(Path(weights))
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    own = network.net.state_dict()
-    network.net.load_state_dict({key: features[key.split(".", 1)[1]] for key in own})
+    names = {key: f"features.{key.split('.', 1)[1]}" for key in network.net.state_dict()}  # ours: slice1.0.weight
+    load_state(network.net, {key: state[name] for key, name in names.items() if name in state}, weights)
     return network.eval().requires_grad_(False)
 
 

@@ -1,0 +1,34 @@
+"""A run folder made small: what editing needs, in half the bytes, and nothing about the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from editar.runtime.files import load_weights
+from editar.sampling.pipeline import EditPipeline
+from tests.helpers.tiny import GOLDEN, run_module
+
+
+def test_an_exported_run_edits(tmp_path: Path, tiny_run: Path) -> None:
+    out = tmp_path / "out"
+    done = run_module("scripts/export_run.py", str(tiny_run), str(out))
+    assert done.returncode == 0, done.stderr
+    whole, half = (load_weights(folder / "model.safetensors") for folder in (tiny_run, out))
+    assert all(torch.equal(value, whole[key].half()) for key, value in half.items()) and half.keys() == whole.keys()
+    with safe_open(str(out / "model.safetensors"), "pt") as file:
+        assert file.metadata() == {"format": "pt", "step": "4"}
+    assert not load_weights(out / "tokenizer.safetensors")["quantize.codebook_used"].any()
+    starts = json.loads((out / "provenance.json").read_text())
+    assert "command" in starts[0] and "host" not in starts[0]
+    pipeline = EditPipeline.from_pretrained(out, "cpu")
+    assert len(pipeline(GOLDEN / "release_ckpt" / "image_0.png", "make the red circle blue")) == 1
+
+
+def test_what_is_no_run_folder_is_one_line(tmp_path: Path) -> None:
+    done = run_module("scripts/export_run.py", str(tmp_path), str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"export_run: {tmp_path}/model.safetensors: no such weights file"

@@ -1,0 +1,52 @@
+"""Shell recipes: bash accepts them, and the configurations that they train with exist."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from editar.config import TokenizerTrainConfig, TrainConfig
+from editar.runtime.entry import load_config
+from tests.helpers.tiny import ROOT
+
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+CONFIGS = {"train": TrainConfig, "train_tokenizer": TokenizerTrainConfig}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_accepts_it(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def commands(script: str, *arguments: str) -> list[tuple[str, list[str]]]:
+    """Entry and overrides of every `python -m editar.ENTRY ...` that the script runs, as bash expands them."""
+    echo = os.environ | {"PYTHON": "echo", "RUNS": "runs", "CACHE": "caches/editar"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *arguments], env=echo, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = []
+    for line in done.stdout.splitlines():
+        _, module, rest = line.partition("-m editar.")
+        if module:
+            entry, *overrides = shlex.split(rest)
+            found.append((entry, overrides))
+    return found
+
+
+def test_the_reference_trains_with_configurations_that_exist() -> None:
+    found = commands("train_reference.sh")
+    assert [entry for entry, _ in found] == ["train_tokenizer"] * 4 + ["train"] * 3
+    folders = [load_config(CONFIGS[entry], entry, overrides).output_dir for entry, overrides in found]
+    assert folders == [f"runs/nano_tokenizer_{i}" for i in range(1, 5)] + [f"runs/nano_{i}" for i in range(1, 4)]
+
+
+def test_the_papers_training_is_a_configuration_that_exists() -> None:
+    ((entry, overrides),) = commands("train_editar_xl.sh", "output_dir=runs/xl")
+    cfg = load_config(CONFIGS[entry], entry, overrides)
+    assert (cfg.output_dir, cfg.data.cache, cfg.gpt.dim) == ("runs/xl", "caches/editar", 1280)
