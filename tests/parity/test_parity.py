@@ -202,8 +202,9 @@ def test_absent_entry_is_named(script: ModuleType, tmp_path: Path, capsys: pytes
 
 
 def test_folder_without_groups(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main([str(tmp_path)]) == 2
-    assert script.main([str(tmp_path / "nowhere")]) == 2
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(SystemExit, match="2"):
+            script.main([str(folder)])
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
