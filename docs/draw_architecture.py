@@ -23,6 +23,9 @@ OUT = Path(__file__).with_name("architecture.png")
 SOURCE, TEXT, TARGET, GPT, FROZEN, LOSS = "#8ecae6", "#ffd27f", "#9ad29a", "#cfc4e8", "#e4e4e4", "#f3a6a0"
 GREY = "#555555"
 SAMPLE = 2  # of the held-out scenes
+NO_PLACE = """Text has no place in the grid. A zero row
+makes its queries and keys vanish, so text
+is averaged and never selected."""
 CELL = 5.8  # width of one position of the sequence; a segment is drawn with five
 
 
@@ -108,8 +111,7 @@ def draw_grid(ax: Axes) -> None:
     ax.text(-0.6, 4, "2g rows", ha="center", va="center", rotation=90, fontsize=10, color=GREY)
     ax.add_patch(Rectangle((0, 8.7), 8, 1.1, facecolor=TEXT, edgecolor="white"))
     ax.text(4, 9.27, "text: all zero", ha="center", va="center")
-    ax.text(4, 11.4, "Text has no place in the grid. A zero row\nmakes its queries and keys vanish, so text\nis averaged "
-            "and never selected.", ha="center", va="center", fontsize=10, color=GREY)  # fmt: skip
+    ax.text(4, 11.4, NO_PLACE, ha="center", va="center", fontsize=10, color=GREY)
 
 
 def box(

@@ -21,7 +21,7 @@ from PIL import Image
 
 from editar.config import CONFIG_DIR, SamplingConfig
 from editar.runtime.entry import compose as compose_node
-from tests.helpers.commands import ENTRIES, SETTINGS, Unknown, compose
+from tests.helpers.commands import ENTRIES, compose
 from tests.helpers.markdown import COMMAND, LANGUAGES, MarkdownPage
 from tests.helpers.tiny import ROOT, TINY_GPT, TINY_TOKENIZER
 
@@ -87,9 +87,9 @@ def test_named_settings_exist(name: str) -> None:
         for word in span.split() if not COMMAND.match(span) else ():
             if match := re.fullmatch(r"[+~]?([a-z][\w.]*)(=(\S*))?", word):
                 key, value = match[1], match[3]
-                if value is None and "." not in key.removesuffix("."):
-                    continue  # a word, not a setting
-                if value is not None or word.startswith("~"):
+                section, _, inner = key.partition(".")
+                inside = inner not in ("", "py", "yaml", "safetensors") and section in known_settings()
+                if value is not None or word.startswith("~") or inside:
                     assert key in known_settings(), f"{name}: {span}"
                 if (CONFIG_DIR / key).is_dir() and re.fullmatch(r"[a-z]\w*", value or ""):
                     assert (CONFIG_DIR / key / f"{value}.yaml").is_file(), f"{name}: {span}"
@@ -157,7 +157,7 @@ def test_commands_compose(name: str) -> None:
         "python scripts/plan_gpus.py gpt=xxxl",
         "python scripts/ablate.py runs/a teacher=none,hug",
         "python scripts/nothing.py",
-        "torchrun --nproc-per-nod=8 -m editar.train output_dir=x",
+        "torchrun --no-such-option=8 -m editar.train output_dir=x",
         "torchrun -m editar.train outputdir=x",
         "CHECKPOINT=x DATA=y COLOUR=z scripts/table1.sh",
         "CHECKPOINT=x DATA=y scripts/table1.sh no_such=1",
@@ -203,7 +203,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a", "b"):
         Image.new("RGB", (64, 64), "blue").save(folder / "FOLDER" / f"{name}.png")
     pair = {"source": "a.png", "target": "b.png", "instruction": "make it snow"}
-    (folder / "FOLDER/pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 3)
+    (folder / "FOLDER/pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 2)
     return folder
 
 
@@ -255,6 +255,8 @@ def apply(block_text: str, label: str, root: Path) -> str:
     places = [number for number, line in enumerate(lines) if line.strip() == match[3]]
     assert len(places) == 1, f"{match[1]} has the line {match[3]} {len(places)} times"
     start, end = {"before": (0, 0), "after": (1, 1), "instead of": (0, 1)}[match[2]]
+    if block_text.startswith("def "):
+        block_text += "\n\n"
     lines[places[0] + start : places[0] + end] = [block_text]
     file.write_text("".join(lines))
     return match[1]
@@ -269,7 +271,8 @@ def test_recipes(tmp_path: Path) -> None:
             shutil.copy(ROOT / name, tmp_path)
         else:
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("golden", "__pycache__"))
-    (tmp_path / "reference").symlink_to(ROOT / "reference")
+    for name in ("reference", "third_party"):
+        (tmp_path / name).symlink_to(ROOT / name)
     blocks = [block for block in page(EXTENDING).blocks if block.language in ("python", "yaml")]
     changed = [apply(block.text, block.before, tmp_path) for block in blocks]
     tests = [name for name in changed if name.startswith("tests/")]

@@ -35,7 +35,10 @@ ENTRIES: dict[str, type] = {
     "edit": EditConfig,
 }
 # Scripts that take nothing but settings of a training, and what they add in front.
-SETTINGS = {"scripts/cache_codes.py": ["output_dir=x"], "scripts/plan_gpus.py": ["experiment=editar_xl", "output_dir=x"]}
+SETTINGS = {
+    "scripts/cache_codes.py": ["output_dir=x"],
+    "scripts/plan_gpus.py": ["experiment=editar_xl", "output_dir=x"],
+}
 PYTHONS = ("python", "python3", ".venv/bin/python")
 
 

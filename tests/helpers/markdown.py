@@ -28,7 +28,8 @@ class MarkdownPage:
     def blocks(self) -> list[Block]:
         found = []
         for match in FENCE.finditer(self.text):
-            paragraph = self.text[: match.start()].rstrip("\n").rpartition("\n\n")[2]
+            before = self.text[: match.start()].removesuffix("<!-- fmt: off -->\n")
+            paragraph = before.rstrip("\n").rpartition("\n\n")[2]
             found.append(Block(match[1], match[2], " ".join(paragraph.split())))
         return found
 
