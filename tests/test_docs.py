@@ -196,11 +196,12 @@ RUN: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has what the commands name: the repository's parts, a photograph, pairs."""
+    """A folder that has what the commands name: the repository's parts, a photograph, a mask, pairs."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("reference", "scripts", "third_party"):
         (folder / name).symlink_to(ROOT / name)
     Image.new("RGB", (80, 64), "orange").save(folder / "photo.jpg")
+    Image.new("L", (80, 64), "white").save(folder / "mask.png")
     (folder / "FOLDER").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64), "blue").save(folder / "FOLDER" / f"{name}.png")
@@ -231,9 +232,10 @@ def test_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @here
 def test_python_blocks_run(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
+    names: dict[str, Any] = {}  # later blocks of a page go on with what earlier ones made
     for block in page(name).blocks if name != EXTENDING else ():
         if block.language == "python":
-            exec(compile(block.text, name, "exec"), {})
+            exec(compile(block.text, name, "exec"), names)
 
 
 # --- recipes ---------------------------------------------------------------------------------------

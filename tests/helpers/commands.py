@@ -65,6 +65,9 @@ def compose(command: str) -> None:
         shell(program, arguments, environment)
     elif program == "make":
         make(arguments)
+    elif program == "export":
+        if not all(re.match(r"^[A-Z_]+=\S", word) for word in arguments):
+            raise Unknown(f"export {arguments}")
     elif program == "pip" and arguments[:1] == ["install"]:
         pip_install(arguments[1:])
     else:
