@@ -1,10 +1,11 @@
 """The codes cache: every row of a source after the frozen tokenizer, made once, read many times.
 
-CACHE/NAME/manifest.json   what the codes were made of and with; anything else is refused by name
+CACHE/NAME/manifest.json   what the codes depend on; a run that needs another cache is told what differs
 CACHE/NAME/codes-00000.parquet   SHARD_ROWS rows each; row r of the source is row r of the cache
 
-A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so
-direction, wording and teacher stay open. A row that could not be read keeps its place and its reason.
+A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so that
+direction, wording and teacher can still be chosen when it is read. A row that could not be read keeps
+its place and its reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Filling the codes cache: rows in workers, codes on the device, one shard at a time.
 
-Shards are dealt to the ranks and appear by one rename, so a killed job goes on where it stopped and
-the bytes do not depend on ranks, workers or interruptions.
+Shards are divided among the ranks, and each gets its name when it is whole. So a killed job goes on where it
+stopped, and the bytes do not depend on ranks, workers or interruptions.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def build_cache(
     if wanted.features and source.cfg.backward > 0:
         raise ConfigError(f"data.cache_features=true cannot hold {source.name}, whose pairs are used backwards too")
     found = wanted.read(folder)
-    ranks.barrier()  # nobody writes before everybody has looked
+    ranks.barrier()  # every rank must have listed what is missing before any writes
     if found is None and ranks.is_main:
         write_json(folder / "manifest.json", asdict(wanted))
     todo = [k for k in range(wanted.shards) if not shard_path(folder, k).is_file()]

@@ -99,8 +99,8 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
 
 
 def sweep_curve(sweep: Evaluation, scales: tuple[float, ...]) -> Plot:
-    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world); the
-    methods of `sweep` belong to `scales`."""
+    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world); method i
+    of `sweep` was sampled at `scales[i]`."""
     figure, panels = new_figure(len(sweep.columns))
     means = [sweep.means(method) for method in sweep.methods]
     for axes, column in zip(panels, sweep.columns, strict=True):

@@ -1,4 +1,4 @@
-"""ScoredFolder folders brought together: several folders on one benchmark, several benchmarks in one table."""
+"""Scored folders brought together: several folders on one benchmark, several benchmarks in one table."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Member(NamedTuple):
 
 
 class TruncatedArchive(DataError):
-    """The archive ends before its end, or is damaged there."""
+    """The archive is cut short, or damaged at the place that was reached."""
 
 
 def archive_members(parts: list[Path], progress: Callable[[int], object]) -> Iterator[Member]:
@@ -116,7 +116,7 @@ def archive_members(parts: list[Path], progress: Callable[[int], object]) -> Ite
         tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as tar,
     ):
         while (info := tar.next()) is not None:
-            vars(tar)["members"].clear()  # else the headers of millions of files pile up
+            vars(tar)["members"].clear()  # else tarfile keeps the headers of millions of files in memory
             if info.isfile():
                 yield Member(info.name, info.size, partial(_content, tar, info, parts[-1]))
         while plain.read(BUFFER):
@@ -131,7 +131,7 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, part: Path) -> bytes:
 
 @contextmanager
 def naming_damage(part: Path) -> Iterator[None]:
-    """Damage that the body meets as TruncatedArchive."""
+    """Raises TruncatedArchive for whatever a damaged archive makes the body raise."""
     try:
         yield
     except (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
