@@ -102,8 +102,8 @@ def measure(model: GPT, engine: Engine, batch: int, repeats: int, plain_tokens: 
         fast = engine.generate(source, text, settings)
         laps["plain_prefill"].append(seconds[0])
         laps["plain_step"].append(seconds[1] / (tokens - 1))
-        laps["prefill"].append(engine.numbers.prefill_s)
-        laps["step"].append(engine.numbers.decode_s / (cfg.image_tokens - 1))
+        laps["prefill"].append(engine.stats.prefill_s)
+        laps["step"].append(engine.stats.decode_s / (cfg.image_tokens - 1))
     time_of = {name: statistics.median(values) for name, values in laps.items()}
     steps = cfg.image_tokens - 1
     image = time_of["prefill"] + steps * time_of["step"]
@@ -115,7 +115,7 @@ def measure(model: GPT, engine: Engine, batch: int, repeats: int, plain_tokens: 
         "ms": 1000 * time_of["step"],
         "ratio": time_of["plain_step"] / time_of["step"],
         "image_ratio": (time_of["plain_prefill"] + steps * time_of["plain_step"]) / image,
-        "gb_per_s": engine.numbers.gb_per_s,
+        "gb_per_s": engine.stats.gb_per_s,
         "tokens_per_s": batch * cfg.image_tokens / image,
         "images_per_s": batch / image,
         "agreement": (plain == fast[:, :tokens]).float().mean().item(),

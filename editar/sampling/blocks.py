@@ -12,25 +12,25 @@ import torch.nn.functional as F
 
 from editar.models.gpt import GPT, Block
 from editar.models.rope import apply_rope, rope_table
-from editar.sampling.cache import Groups, Part, SharedCache, attend
-from editar.sampling.linear import Product
+from editar.sampling.cache import BatchLayout, KVSegment, SharedCache, attend
+from editar.sampling.linear import Linear
 
 
 class FastBlock:
     """One transformer block; no dropout, whatever the module's mode."""
 
-    def __init__(self, block: Block, product: type[Product]) -> None:
+    def __init__(self, block: Block, linear: type[Linear]) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
         self.heads, self.kv_heads, self.width = attention.heads, attention.kv_heads, attention.head_dim
-        self.qkv, self.wo = product(attention.wqkv.weight), product(attention.wo.weight)
+        self.qkv, self.wo = linear(attention.wqkv.weight), linear(attention.wo.weight)
         self.w1, self.w3, self.w2 = (
-            product(linear.weight) for linear in (feed_forward.w1, feed_forward.w3, feed_forward.w2)
+            linear(module.weight) for module in (feed_forward.w1, feed_forward.w3, feed_forward.w2)
         )
 
     @property
     def bytes(self) -> int:
-        return sum(product.bytes for product in (self.qkv, self.wo, self.w1, self.w3, self.w2))
+        return sum(matrix.bytes for matrix in (self.qkv, self.wo, self.w1, self.w3, self.w2))
 
     def project(
         self, x: torch.Tensor, rope: torch.Tensor, images: int
@@ -53,7 +53,7 @@ class FastBlock:
         v = F.linear(self.attention_norm(x), weight).view(images, -1, x.shape[1], self.kv_heads, self.width)
         return v.permute(0, 3, 1, 2, 4).flatten(0, 2)
 
-    def spread(self, values: torch.Tensor, images: int) -> torch.Tensor:
+    def expand_heads(self, values: torch.Tensor, images: int) -> torch.Tensor:
         """(R * Hkv, s, hd) -> as attention's result for every query head, (I, Hkv, R / I, rep, s, hd)."""
         shape = (images, self.kv_heads, -1, 1, *values.shape[1:])
         return values.view(shape).expand(-1, -1, -1, self.heads // self.kv_heads, -1, -1)
@@ -63,8 +63,8 @@ class FastBlock:
         x: torch.Tensor,
         rope: torch.Tensor,
         images: int,
-        prefix: list[Part],
-        target: Part,
+        prefix: list[KVSegment],
+        target: KVSegment,
         position: torch.Tensor,
         length: int,
         mask: torch.Tensor | None,
@@ -76,24 +76,24 @@ class FastBlock:
             target.values.index_copy_(1, position, v)
         else:
             target.keys[:, length - 1 : length], target.values[:, length - 1 : length] = k, v
-        past = Part(target.keys[:, :length], target.values[:, :length])
+        past = KVSegment(target.keys[:, :length], target.values[:, :length])
         return self.finish(x, attend(q, [*prefix, past], mask))
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Residual stream x (R, s, D) and attention's result (I, Hkv, R / I, rep, s, hd) -> (R, s, D)."""
-        x = self.wo.plus(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape), x)
+        x = self.wo.add(attended.permute(0, 2, 4, 1, 3, 5).reshape(x.shape), x)
         normed = self.ffn_norm(x)
-        return self.w2.plus(self.w3.times(normed, self.w1.silu(normed)), x)
+        return self.w2.add(self.w3.mul(normed, self.w1.silu(normed)), x)
 
 
 class FastGPT:
     """A GPT's weights as the engine reads them. `stale` tells when the model has changed since."""
 
-    def __init__(self, model: GPT, product: type[Product] = Product) -> None:
+    def __init__(self, model: GPT, linear: type[Linear] = Linear) -> None:
         self.cfg, self.model = model.cfg, model
         self.device, self.dtype = model.tok_embeddings.weight.device, model.tok_embeddings.weight.dtype
-        self.blocks = [FastBlock(layer, product) for layer in model.layers]  # type: ignore[arg-type]
-        self.head = product(model.output.weight)
+        self.blocks = [FastBlock(layer, linear) for layer in model.layers]  # type: ignore[arg-type]
+        self.head = linear(model.output.weight)
         table = rope_table(self.cfg)
         self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
         self.rope = table.to(self.device)
@@ -122,7 +122,7 @@ class FastGPT:
         self,
         source_codes: torch.Tensor,
         text: torch.Tensor,
-        groups: Groups,
+        layout: BatchLayout,
         cache: SharedCache,
         drop_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -134,22 +134,22 @@ class FastGPT:
         if drop_image is not None:
             image = torch.where(drop_image[:, None, None], self.model.img_uncond_embedding.type_as(image), image)
         caption = self.model.cls_embedding(text, None)[:, None]  # (I, 1, L, D)
-        if groups.branches == 2:
+        if layout.branches == 2:
             everywhere = torch.ones(len(text), dtype=torch.bool, device=text.device)
             caption = torch.cat([caption, self.model.cls_embedding(text, everywhere)[:, None]], dim=1)
         n, end = self.cfg.image_tokens, self.cfg.prefix_tokens
-        self._read_image(self._placed(image, 0), groups, cache)
+        self._read_image(self._placed(image, 0), layout, cache)
         x = self._placed(caption.flatten(0, 1).type_as(image), n)  # (I * C, L, D)
         if self.zero_text.all():
-            return self.logits(self._read_averaging(x, groups, cache))
+            return self.logits(self._read_averaging(x, layout, cache))
         mask = causal_mask(x.shape[1], 0, x)
         for index, block in enumerate(self.blocks):
-            q, k, v = block.project(x, self.rope[n:end], groups.images)
+            q, k, v = block.project(x, self.rope[n:end], layout.images)
             cache.store_text(index, k, v)
-            x = block.finish(x, attend(q, [cache.image[index], Part(k, v)], mask))
+            x = block.finish(x, attend(q, [cache.image[index], KVSegment(k, v)], mask))
         return self.logits(x[:, -1])
 
-    def _read_averaging(self, x: torch.Tensor, groups: Groups, cache: SharedCache) -> torch.Tensor:
+    def _read_averaging(self, x: torch.Tensor, layout: BatchLayout, cache: SharedCache) -> torch.Tensor:
         """Text x (I * C, L, D) under a zero rotary row (the official layout) -> its last position, (I * C, D).
 
         Zero queries give every position before them the same weight, so attention is the running mean of the
@@ -157,44 +157,50 @@ class FastGPT:
         """
         counts = torch.arange(x.shape[1], device=x.device, dtype=torch.float32) + 1 + self.cfg.image_tokens
         for index, block in enumerate(self.blocks):
-            v = block.values(x, groups.images)  # (P, L, hd)
+            v = block.values(x, layout.images)  # (P, L, hd)
             cache.store_text(index, torch.zeros_like(v), v)
             image = cache.image[index].values.float().sum(1, keepdim=True)  # (I * Hkv, 1, hd)
             image = image.repeat_interleave(len(v) // len(image), dim=0)
             mean = ((image + v.float().cumsum(1)) / counts[:, None]).type_as(v)
             if block is self.blocks[-1]:
                 x, mean = x[:, -1:], mean[:, -1:]  # nothing else is read
-            x = block.finish(x, block.spread(mean, groups.images))
+            x = block.finish(x, block.expand_heads(mean, layout.images))
         return x[:, -1]
 
-    def _read_image(self, x: torch.Tensor, groups: Groups, cache: SharedCache) -> None:
-        """Fill the image part; x (I, N, D)."""
+    def _read_image(self, x: torch.Tensor, layout: BatchLayout, cache: SharedCache) -> None:
+        """Fill the image segment; x (I, N, D)."""
         for index, block in enumerate(self.blocks):
-            q, k, v = block.project(x, self.rope[: x.shape[1]], groups.images)
-            part = cache.image[index]
-            part.keys.copy_(k)
-            part.values.copy_(v)
+            q, k, v = block.project(x, self.rope[: x.shape[1]], layout.images)
+            segment = cache.image[index]
+            segment.keys.copy_(k)
+            segment.values.copy_(v)
             if block is self.blocks[-1]:
                 return  # nothing reads the last block's image rows
-            shape = (groups.images, block.kv_heads, 1, 1, *k.shape[1:])
+            shape = (layout.images, block.kv_heads, 1, 1, *k.shape[1:])
             k, v = (t.view(shape).expand_as(q).flatten(1, 3) for t in (k, v))
             out = F.scaled_dot_product_attention(q.flatten(1, 3), k, v, is_causal=True, scale=1.0)
             x = block.finish(x, out.view(q.shape))
 
-    def read(self, codes: torch.Tensor, start: int, groups: Groups, cache: SharedCache) -> None:
+    def read(self, codes: torch.Tensor, start: int, layout: BatchLayout, cache: SharedCache) -> None:
         """Read known target codes (R, s) that stand at start, start + 1, ...; fills the cache, no logits."""
         end, first = start + codes.shape[1], self.cfg.prefix_tokens + start
         x = self._placed(self.model.tok_embeddings(codes), first)
         mask = causal_mask(codes.shape[1], start, x)
         for index, block in enumerate(self.blocks):
-            q, k, v = block.project(x, self.rope[first : first + codes.shape[1]], groups.images)
-            part = cache.target[index]
-            part.keys[:, start:end], part.values[:, start:end] = k, v
-            past = Part(part.keys[:, :end], part.values[:, :end])
+            q, k, v = block.project(x, self.rope[first : first + codes.shape[1]], layout.images)
+            segment = cache.target[index]
+            segment.keys[:, start:end], segment.values[:, start:end] = k, v
+            past = KVSegment(segment.keys[:, :end], segment.values[:, :end])
             x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
 
     def step(
-        self, codes: torch.Tensor, position: torch.Tensor, length: int, masked: bool, groups: Groups, cache: SharedCache
+        self,
+        codes: torch.Tensor,
+        position: torch.Tensor,
+        length: int,
+        masked: bool,
+        layout: BatchLayout,
+        cache: SharedCache,
     ) -> torch.Tensor:
         """Read target code `position`, (1,) int64, of each row, (R,) -> logits of the next, (R, V) float32.
 
@@ -213,7 +219,7 @@ class FastGPT:
         run = self.compiled or FastBlock.step
         for index, block in enumerate(self.blocks):
             prefix = [cache.image[index], cache.text[index]]
-            x = run(block, x, rope, groups.images, prefix, cache.target[index], position, length, mask)
+            x = run(block, x, rope, layout.images, prefix, cache.target[index], position, length, mask)
         return self.logits(x[:, -1])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

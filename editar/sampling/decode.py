@@ -78,11 +78,11 @@ def generate(
     cfg: SamplingConfig,
     seeds: SampleSeeds | None = None,
     drop_image: torch.Tensor | None = None,
-    forced: torch.Tensor | None = None,
+    known_codes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
 
-    `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
+    `known_codes` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
     needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1,
     afterwards the conditional logits are used alone (as the official loop counts).
     """
@@ -109,7 +109,7 @@ def generate(
         mixed = guide(logits[:batch], logits[batch:], scale) if guided else logits
         probs = probabilities(mixed, cfg)
         token = probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform[position])
-        if forced is not None:
-            token = torch.where(forced[:, position] >= 0, forced[:, position], token)
+        if known_codes is not None:
+            token = torch.where(known_codes[:, position] >= 0, known_codes[:, position], token)
         codes.append(token)
     return torch.stack(codes, dim=1)

@@ -13,7 +13,7 @@ from editar.sampling.cache import SharedCache
 
 
 @dataclass(frozen=True)
-class Numbers:
+class GenerationStats:
     """Sums over one or several generations. `prepare_s` went into buffers, compiling and capturing, once for
     a shape; `steps` counts decode steps (one token of every row), `bytes` what those steps had to read."""
 
@@ -24,9 +24,9 @@ class Numbers:
     steps: int = 0
     bytes: float = 0.0
 
-    def __add__(self, other: Numbers) -> Numbers:
+    def __add__(self, other: GenerationStats) -> GenerationStats:
         mine, theirs = vars(self), vars(other)
-        return Numbers(**{name: mine[name] + theirs[name] for name in mine})
+        return GenerationStats(**{name: mine[name] + theirs[name] for name in mine})
 
     @property
     def ms_per_token(self) -> float:

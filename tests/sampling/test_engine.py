@@ -55,10 +55,10 @@ def seeds(cfg: SamplingConfig, count: int) -> SampleSeeds | None:
     return None if cfg.greedy else SampleSeeds(cfg.seed, [f"s{i}" for i in range(count)])
 
 
-def both(model: GPT, images: int, cfg: SamplingConfig, **given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def both(model: GPT, images: int, cfg: SamplingConfig, **options: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     source, text = conditions(images)
-    fast = Engine(model).generate(source, text, cfg, seeds(cfg, images), **given)
-    return fast, generate(model, source, text, cfg, seeds(cfg, images), **given)
+    fast = Engine(model).generate(source, text, cfg, seeds(cfg, images), **options)
+    return fast, generate(model, source, text, cfg, seeds(cfg, images), **options)
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -94,7 +94,7 @@ def test_samples_of_one_image_share_its_prefix(gpt: GPT, settings: str) -> None:
     assert not torch.equal(fast[0], fast[1])
 
 
-GIVEN = {
+KNOWN = {
     "nothing": "................",
     "begin": "xxxxx...........",
     "end": "......xxxxxxxxxx",
@@ -104,32 +104,32 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("pattern", GIVEN)
+@pytest.mark.parametrize("pattern", KNOWN)
 @pytest.mark.parametrize("settings", ["greedy", "drawn"])
-def test_given_codes(gpt: GPT, settings: str, pattern: str) -> None:
+def test_known_codes(gpt: GPT, settings: str, pattern: str) -> None:
     source, _ = conditions(3)
-    given = torch.tensor([letter == "x" for letter in GIVEN[pattern]])
-    forced = torch.where(given, source, -1)
-    fast, plain = both(gpt, 3, SETTINGS[settings], forced=forced)
+    known = torch.tensor([letter == "x" for letter in KNOWN[pattern]])
+    known_codes = torch.where(known, source, -1)
+    fast, plain = both(gpt, 3, SETTINGS[settings], known_codes=known_codes)
     assert torch.equal(fast, plain)
-    assert torch.equal(fast[:, given], source[:, given])
+    assert torch.equal(fast[:, known], source[:, known])
 
 
-def test_given_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
+def test_known_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
     source, _ = conditions(3)
-    forced = source.clone()
+    known_codes = source.clone()
     for image in range(3):
-        forced[image, 4 * image : 4 * image + 6] = -1
-    fast, plain = both(gpt, 3, SETTINGS["drawn"], forced=forced)
+        known_codes[image, 4 * image : 4 * image + 6] = -1
+    fast, plain = both(gpt, 3, SETTINGS["drawn"], known_codes=known_codes)
     assert torch.equal(fast, plain)
-    assert known_runs(forced, 16) == [(14, 16)]
+    assert known_runs(known_codes, 16) == [(14, 16)]
 
 
-def test_long_given_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_known_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editar.sampling.engine.LONGEST_READ", 3)
     source, _ = conditions(1)
-    forced = torch.where(torch.arange(16) < 13, source, -1)
-    fast, plain = both(gpt, 1, SETTINGS["greedy"], forced=forced)
+    known_codes = torch.where(torch.arange(16) < 13, source, -1)
+    fast, plain = both(gpt, 1, SETTINGS["greedy"], known_codes=known_codes)
     assert torch.equal(fast, plain)
 
 
@@ -180,15 +180,15 @@ def test_weights_that_change_are_noticed() -> None:
     assert torch.equal(after, generate(model, source, text, cfg))
 
 
-def test_progress_and_numbers_count_every_code(gpt: GPT) -> None:
+def test_progress_and_stats_count_every_code(gpt: GPT) -> None:
     engine, counted = Engine(gpt), []
     source, text = conditions(2)
-    forced = torch.where(torch.arange(16) < 10, source, -1)
-    engine.generate(source, text, SETTINGS["greedy"], forced=forced, progress=counted.append)
+    known_codes = torch.where(torch.arange(16) < 10, source, -1)
+    engine.generate(source, text, SETTINGS["greedy"], known_codes=known_codes, progress=counted.append)
     assert sum(counted) == 2 * 16
-    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)  # none of them from the prefill
-    assert engine.numbers.bytes > 0 and engine.numbers.ms_per_token > 0
-    total = engine.numbers + engine.numbers
+    assert (engine.stats.images, engine.stats.steps) == (2, 6)  # none of them from the prefill
+    assert engine.stats.bytes > 0 and engine.stats.ms_per_token > 0
+    total = engine.stats + engine.stats
     assert (total.images, total.steps) == (4, 12)
     assert "ms a token" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
 
@@ -199,7 +199,9 @@ def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_writes_the_same_codes(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_step_writes_the_same_codes(
+    gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("editar.sampling.engine.BUCKETS", 2)
     engine, cfg = Engine(gpt, compile=True), SETTINGS["drawn"]
     source, text = conditions(3)
@@ -210,6 +212,7 @@ def test_a_compiled_step_writes_the_same_codes(gpt: GPT, monkeypatch: pytest.Mon
     # A bucket's graph serves both blocks; torch 2.6 makes one for each.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     assert compiled == 2 or torch.__version__.startswith("2.6")
+    assert "torch.compile failed" not in capsys.readouterr().err
     # Another scale, temperature and seed need nothing new.
     other = replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
     plain = generate(gpt, source, text, other, seeds(other, 3))
@@ -224,7 +227,12 @@ def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture
         patch.setattr(torch, "compile", broken_compiler)
         for _ in range(2):
             assert torch.equal(Engine(gpt, compile=True).generate(source, text, SETTINGS["greedy"]), plain)
-    assert capsys.readouterr().err.count("torch.compile failed (no compiler here)") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "torch.compile failed; going on without it, slower. Cause: RuntimeError: no compiler here"
+        )
+        == 1
+    )
 
 
 def broken_compiler(function: object, **options: object) -> None:
@@ -235,7 +243,7 @@ def broken_compiler(function: object, **options: object) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
 @pytest.mark.parametrize("compile", [None, False])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
+def test_captured_steps_on_a_gpu(settings: str, compile: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
     """The captured step against the plain loop on the GPU, twice: the second call captures nothing."""
     model, cfg = small_gpt().cuda(), SETTINGS[settings]
     source, text = (values.cuda() for values in conditions(3))
@@ -244,6 +252,9 @@ def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     prepared = dict(engine._steps)
     assert bool(prepared) == (compile is None)
+    for step in prepared.values():  # replays of graphs, not the eager step that takes over when a capture fails
+        assert isinstance(getattr(step, "__self__", None), torch.cuda.CUDAGraph)
+    assert "failed" not in capsys.readouterr().err
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     assert engine._steps == prepared
 
