@@ -15,6 +15,8 @@ from editar.models.rope import apply_rope, rope_table
 from editar.sampling.cache import BatchLayout, KVSegment, SharedCache, attend
 from editar.sampling.linear import Linear
 
+BlockStep = Callable[..., torch.Tensor]
+
 
 class FastBlock:
     """One transformer block; no dropout, whatever the module's mode."""
@@ -35,11 +37,15 @@ class FastBlock:
     def project(
         self, x: torch.Tensor, rope: torch.Tensor, images: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (R, s, D) -> scaled query (I, Hkv, R / I, rep, s, hd), key and value (R * Hkv, s, hd)."""
+        """x (R, s, D) -> scaled query (I, Hkv, R / I, rep, s, hd), key and value (R * Hkv, s, hd).
+
+        rope (s, hd/2, 2) for all rows or (R * s, hd/2, 2) for each.
+        """
         rows, s, _ = x.shape
         heads = self.qkv(self.attention_norm(x)).view(rows, s, -1, self.width)
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = apply_rope(qk, rope).split([self.heads, self.kv_heads], dim=2)
+        turned = apply_rope(qk.reshape(-1, len(rope), *qk.shape[2:]), rope).view(qk.shape)
+        q, k = turned.split([self.heads, self.kv_heads], dim=2)
         q = q.view(images, rows // images, s, self.kv_heads, -1, self.width).permute(0, 3, 1, 4, 2, 5)
         k, v = (
             t.view(images, rows // images, s, self.kv_heads, self.width).permute(0, 3, 1, 2, 4).flatten(0, 2)
@@ -65,17 +71,18 @@ class FastBlock:
         images: int,
         prefix: list[KVSegment],
         target: KVSegment,
-        position: torch.Tensor,
+        slots: torch.Tensor,
         length: int,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """One position x (R, 1, D): write its key and value into `target`, read `prefix` and `length` of it."""
+        """Some target positions of each row, x (R, W, D): write their keys and values, read what is before them.
+
+        rope (R * W, hd/2, 2) and slots (P * W,), the place of each key among the P * N of `target`, belong to
+        those positions; `length` positions of `target` are looked at, through `mask` (see `attend`).
+        """
         q, k, v = self.project(x, rope, images)
-        if mask is not None:
-            target.keys.index_copy_(1, position, k)
-            target.values.index_copy_(1, position, v)
-        else:
-            target.keys[:, length - 1 : length], target.values[:, length - 1 : length] = k, v
+        target.keys.flatten(0, 1).index_copy_(0, slots, k.flatten(0, 1))
+        target.values.flatten(0, 1).index_copy_(0, slots, v.flatten(0, 1))
         past = KVSegment(target.keys[:, :length], target.values[:, :length])
         return self.finish(x, attend(q, [*prefix, past], mask))
 
@@ -97,10 +104,9 @@ class FastGPT:
         table = rope_table(self.cfg)
         self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
         self.rope = table.to(self.device)
-        self.places: torch.Tensor | None = None  # (S, D), learned positions
+        self.pos_embeddings: torch.Tensor | None = None  # (S, D), learned positions
         if self.cfg.rope.learned:
-            self.places = model.pos_embeddings(0, self.cfg.sequence_tokens).detach().to(self.dtype)
-        self.compiled: Callable[..., torch.Tensor] | None = None  # FastBlock.step, one graph for all blocks
+            self.pos_embeddings = model.pos_embeddings(0, self.cfg.sequence_tokens).detach().to(self.dtype)
         self._made_from = self._identity()
 
     @property
@@ -116,7 +122,7 @@ class FastGPT:
         return [(weight.data_ptr(), weight._version) for weight in self.model.state_dict(keep_vars=True).values()]
 
     def _placed(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        return x if self.places is None else x + self.places[start : start + x.shape[1]]
+        return x if self.pos_embeddings is None else x + self.pos_embeddings[start : start + x.shape[1]]
 
     def prefill(
         self,
@@ -181,46 +187,42 @@ class FastGPT:
             out = F.scaled_dot_product_attention(q.flatten(1, 3), k, v, is_causal=True, scale=1.0)
             x = block.finish(x, out.view(q.shape))
 
-    def read(self, codes: torch.Tensor, start: int, layout: BatchLayout, cache: SharedCache) -> None:
-        """Read known target codes (R, s) that stand at start, start + 1, ...; fills the cache, no logits."""
-        end, first = start + codes.shape[1], self.cfg.prefix_tokens + start
-        x = self._placed(self.model.tok_embeddings(codes), first)
-        mask = causal_mask(codes.shape[1], start, x)
-        for index, block in enumerate(self.blocks):
-            q, k, v = block.project(x, self.rope[first : first + codes.shape[1]], layout.images)
-            segment = cache.target[index]
-            segment.keys[:, start:end], segment.values[:, start:end] = k, v
-            past = KVSegment(segment.keys[:, :end], segment.values[:, :end])
-            x = block.finish(x, attend(q, [cache.image[index], cache.text[index], past], mask))
-
     def step(
         self,
         codes: torch.Tensor,
-        position: torch.Tensor,
+        positions: torch.Tensor,
+        drawn: int,
         length: int,
         masked: bool,
         layout: BatchLayout,
         cache: SharedCache,
+        block_step: BlockStep,
     ) -> torch.Tensor:
-        """Read target code `position`, (1,) int64, of each row, (R,) -> logits of the next, (R, V) float32.
+        """Read target codes (R, W) at `positions`, (R, W) int64, ascending by one in each row -> logits of the code
+        after each of the last `drawn` of them, (R, drawn, V) float32.
 
-        All shapes are fixed by `length`, how many target positions are looked at; with `masked` those
-        after `position` do not count, without it `length` must be position + 1.
+        Rows stand at positions of their own. `length` target positions are looked at, none of them after a
+        code's own; without `masked` W is 1 and every row stands at length - 1. `block_step` is `FastBlock.step` or
+        its compiled form.
         """
-        row = self.cfg.prefix_tokens + position
-        x = self.model.tok_embeddings(codes)[:, None]  # (R, 1, D)
-        if self.places is not None:
-            x = x + self.places.index_select(0, row)
-        rope = self.rope.index_select(0, row)
+        rows, width = codes.shape
+        place = self.cfg.prefix_tokens + positions
+        x = self.model.tok_embeddings(codes)  # (R, W, D)
+        if self.pos_embeddings is not None:
+            x = x + self.pos_embeddings[place]
+        rope = self.rope[place.flatten()]
+        of_row = positions.view(layout.images, 1, -1, width)  # (I, 1, C * M, W)
+        heads = self.blocks[0].kv_heads
+        slots = of_row.expand(-1, heads, -1, -1).reshape(rows * heads, width)
+        slots = (slots + torch.arange(rows * heads, device=x.device)[:, None] * self.cfg.image_tokens).flatten()
         mask = None
         if masked:
-            past_only = torch.arange(length, device=x.device) <= position
-            mask = torch.zeros(1, length, device=x.device, dtype=x.dtype).masked_fill(~past_only, -torch.inf)
-        run = self.compiled or FastBlock.step
+            hidden = torch.arange(length, device=x.device) > of_row[:, :, :, None, :, None]
+            mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
         for index, block in enumerate(self.blocks):
             prefix = [cache.image[index], cache.text[index]]
-            x = run(block, x, rope, layout.images, prefix, cache.target[index], position, length, mask)
-        return self.logits(x[:, -1])
+            x = block_step(block, x, rope, layout.images, prefix, cache.target[index], slots, length, mask)
+        return self.logits(x[:, width - drawn :])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(self.model.norm(hidden)).float()

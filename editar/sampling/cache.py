@@ -13,6 +13,7 @@ memory once.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,26 @@ class SharedCache:
         segment.values[:, :1] = values.index_select(1, self.zero_rows).mean(1, keepdim=True)
         segment.values[:, 1:] = values.index_select(1, self.other_rows)
 
+    def keep(self, results: torch.Tensor, layout: BatchLayout) -> SharedCache:
+        """A copy with some images of `layout` alone, or, where it has one image, with some of its samples."""
+        kept = copy.copy(self)
+
+        def select(segments: list[KVSegment], groups: int, inner: int) -> list[KVSegment]:
+            """Of `groups` groups of copies, each `inner` results long, the entries `results` of the last axis."""
+
+            def pick(x: torch.Tensor) -> torch.Tensor:
+                return x.view(groups, inner, -1, *x.shape[1:]).index_select(1, results).flatten(0, 2)
+
+            return [KVSegment(pick(s.keys), pick(s.values), s.bias) for s in segments]
+
+        if layout.images > 1:
+            kept.image, kept.text, kept.target = (
+                select(segments, 1, layout.images) for segments in (self.image, self.text, self.target)
+            )
+        else:
+            kept.target = select(self.target, len(self.target[0].keys) // layout.samples, layout.samples)
+        return kept
+
     @property
     def prefix_bytes(self) -> int:
         return _bytes([*self.image, *self.text])
@@ -105,16 +126,16 @@ def attend(query: torch.Tensor, segments: list[KVSegment], last_mask: torch.Tens
     """One softmax over several segments.
 
     query (I, Hkv, C * M, rep, s, hd), already scaled; of the last segment the s queries may see what
-    last_mask (s, n) allows, an additive 0 or -inf. Returns the query's shape.
+    last_mask allows, an additive 0 or -inf, (s, n) or (I, 1, C * M, 1, s, n). Returns the query's shape.
     """
-    flat, length, width = query.shape[:-1], query.shape[-2], query.shape[-1]
+    flat, width = query.shape[:-1], query.shape[-1]
     scores = []
     for segment in segments:
         rows = query.view(segment.keys.shape[0], -1, width)  # all queries that read this copy
         score = torch.bmm(rows, segment.keys.transpose(1, 2))
         if segment.bias is not None:
             score = score + segment.bias
-        scores.append(score.view(-1, length, segment.keys.shape[1]))
+        scores.append(score.view(*flat, -1))
     if last_mask is not None:
         scores[-1] = scores[-1] + last_mask
     weights = torch.cat(scores, dim=-1).float().softmax(-1).to(query.dtype)

@@ -11,7 +11,7 @@ import torch
 from editar.config import ConfigError, GPTConfig, RopeConfig, SamplingConfig
 from editar.models.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate
-from editar.sampling.engine import Engine, known_runs
+from editar.sampling.engine import Engine
 from editar.sampling.stats import copy_bandwidth
 
 ROPES = {
@@ -122,7 +122,6 @@ def test_known_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
         known_codes[image, 4 * image : 4 * image + 6] = -1
     fast, plain = both(gpt, 3, SETTINGS["drawn"], known_codes=known_codes)
     assert torch.equal(fast, plain)
-    assert known_runs(known_codes, 16) == [(14, 16)]
 
 
 def test_long_known_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +185,12 @@ def test_progress_and_stats_count_every_code(gpt: GPT) -> None:
     known_codes = torch.where(torch.arange(16) < 10, source, -1)
     engine.generate(source, text, SETTINGS["greedy"], known_codes=known_codes, progress=counted.append)
     assert sum(counted) == 2 * 16
-    assert (engine.stats.images, engine.stats.steps) == (2, 6)  # none of them from the prefill
-    assert engine.stats.bytes > 0 and engine.stats.ms_per_token > 0
-    total = engine.stats + engine.stats
-    assert (total.images, total.steps) == (4, 12)
-    assert "ms a token" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
+    stats = engine.stats
+    assert (stats.images, stats.codes, stats.codes_per_pass) == (2, 12, 12 / stats.image_passes)
+    assert stats.bytes > 0 and stats.ms_per_pass > 0
+    total = stats + stats
+    assert (total.images, total.codes, total.passes_per_image) == (4, 24, stats.passes_per_image)
+    assert "passes an image" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
 
 
 def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
@@ -202,7 +202,7 @@ def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
 def test_a_compiled_step_writes_the_same_codes(
     gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("editar.sampling.engine.BUCKETS", 2)
+    monkeypatch.setattr("editar.sampling.capture.BUCKETS", 2)
     engine, cfg = Engine(gpt, compile=True), SETTINGS["drawn"]
     source, text = conditions(3)
     plain = generate(gpt, source, text, cfg, seeds(cfg, 3))

@@ -103,7 +103,7 @@ def test_edit_with_a_mask_reports_its_cost(tiny_run: Path, tmp_path: Path, capsy
     assert files[0].is_file()
     told = capsys.readouterr().err
     assert "64/64" in told  # the progress bar ends on all tokens
-    assert "ms a token" in told and "of the copy bandwidth" in told
+    assert "passes an image" in told and "of the copy bandwidth" in told
 
 
 def test_automatic_batches_fill_the_memory(pipeline: EditPipeline) -> None:
