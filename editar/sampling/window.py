@@ -6,6 +6,7 @@ second, from the time of the passes so far and from how often guesses were right
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,8 +48,9 @@ class AutoWindow:
     def __init__(self, widths: Sequence[int]) -> None:
         self.widths = list(widths)
         self.seconds: dict[int, float] = {}
-        self.tried, self.right = np.zeros(self.widths[-1]), np.zeros(self.widths[-1])
+        self.tried, self.right = np.zeros(self.widths[-1] - 1), np.zeros(self.widths[-1] - 1)
         self.slack = 0.0
+        self._sizes: list[int] = []  # the keys of `seconds`, ascending
         self._begun = 0
         self._first = True
 
@@ -74,31 +76,39 @@ class AutoWindow:
                 break
         return best
 
-    def _accepted(self) -> np.ndarray:
-        """(widest,): how many codes a window of each width accepts on average."""
-        share, shares = 0.5, np.empty(len(self.tried))
-        for place, (tried, right) in enumerate(zip(self.tried.tolist(), self.right.tolist(), strict=True)):
-            share = (right + share) / (tried + 1)
-            shares[place] = share
-        return 1 + np.concatenate([[0.0], shares[:-1].cumprod().cumsum()])
+    def _accepted(self) -> list[float]:
+        """How many codes a window of 1, 2, ... accepts on average."""
+        share, reached, total, accepted = 0.5, 1.0, 1.0, [1.0]
+        for tried, right in zip(self.tried.tolist(), self.right.tolist(), strict=True):
+            share = (right + share) / (tried + 1)  # as if one guess more had been tried, right as often as before it
+            reached *= share
+            total += reached
+            accepted.append(total)
+        return accepted
 
     def time(self, codes: int, worst: bool = False) -> float:
         """Expected seconds of a pass that reads so many codes; beyond all measured, on a straight line through the
         last two points, or, at `worst`, in proportion to the last."""
-        known = sorted(self.seconds)
-        if codes <= known[-1]:
-            return float(np.interp(codes, known, [self.seconds[n] for n in known]))
-        last, limit = self.seconds[known[-1]], self.seconds[known[-1]] * codes / known[-1]
-        if worst or len(known) == 1:
+        sizes, place = self._sizes, bisect_left(self._sizes, codes)
+        if place < len(sizes):
+            high = self.seconds[sizes[place]]
+            if place == 0 or sizes[place] == codes:
+                return high
+            low, share = self.seconds[sizes[place - 1]], (codes - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
+            return low + share * (high - low)
+        last = self.seconds[sizes[-1]]
+        limit = last * codes / sizes[-1]
+        if worst or len(sizes) == 1:
             return limit if worst else last
-        slope = (last - self.seconds[known[-2]]) / (known[-1] - known[-2])
-        return min(max(last + slope * (codes - known[-1]), last), limit)
+        slope = (last - self.seconds[sizes[-2]]) / (sizes[-1] - sizes[-2])
+        return min(max(last + slope * (codes - sizes[-1]), last), limit)
 
     def observe(self, rows: int, width: int, advances: Sequence[int], remaining: Sequence[int], seconds: float) -> None:
         """Of each unfinished result: codes accepted in a pass of `width` and codes that had been left."""
         before = self.seconds.get(rows * width)
         if before is None or seconds < before:
             self.seconds[rows * width] = seconds
+            self._sizes = sorted(self.seconds)
         else:  # a pass that was interrupted counts little
             self.seconds[rows * width] += 0.2 * (min(seconds, 2 * before) - before)
         self.slack += sum(advances) / len(advances) - seconds / self.time(rows)
