@@ -30,7 +30,7 @@ from editar.sampling.stats import Clock, GenerationStats, Pass, step_bytes
 from editar.sampling.window import AutoWindow, FixedWindow
 
 LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores
-EAGER_WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+EAGER_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 Progress = Callable[[int], None]
 
@@ -107,6 +107,9 @@ class Engine:
             session.set_sampling(cfg)
             if self._compiles:
                 self._steps = prepare_all(session)
+                for (width, _), step in self._steps.items():
+                    _, seconds = Pass(session.position, step, width, width, self.timer).read()
+                    self._window(cfg).measure(layout.rows * width, seconds, trust=True)
         session.set_sampling(cfg)
         return session
 
