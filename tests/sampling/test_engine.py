@@ -193,31 +193,56 @@ def test_progress_and_stats_count_every_code(gpt: GPT) -> None:
     assert "passes an image" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
 
 
+def test_a_window_wider_than_the_image_is_cut_with_a_note(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    source, text = conditions(2)
+    cfg = replace(SETTINGS["drawn"], window=1000)
+    plain = generate(gpt, source, text, cfg, seeds(cfg, 2))
+    for _ in range(2):
+        assert torch.equal(Engine(gpt).generate(source, text, cfg, seeds(cfg, 2)), plain)
+    assert capsys.readouterr().err.count("sampling.window=1000 is more than the 16 codes of an image; using 16") == 1
+
+
+def test_finished_results_leave_the_batch(gpt: GPT) -> None:
+    """All but one image are known to the end; what is left must not disturb, or be disturbed by, what is gone."""
+    source, _ = conditions(8)
+    known_codes = source.clone()
+    known_codes[5, 3:] = -1
+    known_codes[2, 15] = -1
+    for window in (1, 4, "auto"):
+        cfg = replace(SETTINGS["drawn"], window=window)
+        fast, plain = both(gpt, 8, cfg, known_codes=known_codes)
+        assert torch.equal(fast, plain)
+
+
 def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
     with pytest.raises(ValueError, match="needs seeds"):
         Engine(gpt).generate(*conditions(1), SamplingConfig())
 
 
 @pytest.mark.slow
-def test_a_compiled_step_writes_the_same_codes(
-    gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("window", "graphs"), [(1, 2), (5, 1), ("auto", 4)])
+def test_compiled_passes_write_the_same_codes(
+    gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], window: int | str, graphs: int
 ) -> None:
+    """Window 1 has a graph for each of two buckets, every other width one; each serves both blocks."""
     monkeypatch.setattr("editar.sampling.capture.BUCKETS", 2)
-    engine, cfg = Engine(gpt, compile=True), SETTINGS["drawn"]
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    engine, cfg = Engine(gpt, compile=True), replace(SETTINGS["drawn"], window=window)
     source, text = conditions(3)
     plain = generate(gpt, source, text, cfg, seeds(cfg, 3))
-    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-    # A bucket's graph serves both blocks; torch 2.6 makes one for each.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-    assert compiled == 2 or torch.__version__.startswith("2.6")
+    for _ in range(2):
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+        assert len(engine._steps) == graphs
+        # torch 2.6 makes one graph for each block.
+        assert counters["unique_graphs"] == graphs or torch.__version__.startswith("2.6")
     assert "torch.compile failed" not in capsys.readouterr().err
     # Another scale, temperature and seed need nothing new.
-    other = replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
+    compiled, other = counters["unique_graphs"], replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
     plain = generate(gpt, source, text, other, seeds(other, 3))
     assert torch.equal(engine.generate(source, text, other, seeds(other, 3)), plain)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert counters["unique_graphs"] == compiled > 0
 
 
 def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,9 +268,12 @@ def broken_compiler(function: object, **options: object) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
 @pytest.mark.parametrize("compile", [None, False])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_captured_steps_on_a_gpu(settings: str, compile: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("window", [1, 8, "auto"])
+def test_captured_steps_on_a_gpu(
+    window: int | str, settings: str, compile: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The captured step against the plain loop on the GPU, twice: the second call captures nothing."""
-    model, cfg = small_gpt().cuda(), SETTINGS[settings]
+    model, cfg = small_gpt().cuda(), replace(SETTINGS[settings], window=window)
     source, text = (values.cuda() for values in conditions(3))
     engine = Engine(model, compile)
     plain = generate(model, source, text, cfg, seeds(cfg, 3))
