@@ -12,6 +12,7 @@ from editar.config import ConfigError, GPTConfig, RopeConfig, SamplingConfig
 from editar.models.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.engine import Engine
+from editar.sampling.linear import PackedLinear, pick_linear
 from editar.sampling.stats import copy_bandwidth
 
 ROPES = {
@@ -166,8 +167,18 @@ def test_another_shape_or_setting_replaces_the_buffers(gpt: GPT) -> None:
         assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, images)), plain)
 
 
-def test_weights_that_change_are_noticed() -> None:
+@pytest.mark.parametrize("settings", ["greedy", "drawn"])
+def test_packed_weights_write_the_same_codes(gpt: GPT, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
+    assert pick_linear(gpt.output.weight, compiles=False, int8=False) is PackedLinear
+    for images in (1, 3):  # fewer and, in wide passes, more rows than a packed product takes
+        fast, plain = both(gpt, images, replace(SETTINGS[settings], window=15))
+        assert torch.equal(fast, plain)
+
+
+def test_weights_that_change_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed copies of the weights would go on answering for the old model."""
+    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
     model = small_gpt()
     engine, cfg = Engine(model), SETTINGS["greedy"]
     source, text = conditions(2)
