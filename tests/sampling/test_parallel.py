@@ -75,24 +75,33 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(edits: Edits) -> dict[str, torch.Tensor]:
+    """Codes of the plain loop under each of the settings, for all edits."""
+    return {name: replace(edits, cfg=replace(edits.cfg, **changes)).plain() for name, changes in SETTINGS.items()}
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_reference_writes_the_plain_loops_codes(edits: Edits, settings: str) -> None:
-    few = replace(edits.part(slice(3)), cfg=replace(edits.cfg, **SETTINGS[settings]))
-    plain = few.plain()
-    for window in (1, 16):
+def test_the_reference_writes_the_plain_loops_codes(
+    edits: Edits, plain: dict[str, torch.Tensor], settings: str
+) -> None:
+    few = replace(edits.part(slice(2)), cfg=replace(edits.cfg, **SETTINGS[settings]))
+    for window in (1, 16) if settings == "warm" else (16,):
         codes, passes = generate_parallel(few.model, few.source, few.text, few.cfg, window, few.seeds())
-        assert torch.equal(codes, plain)
+        assert torch.equal(codes, plain[settings][:2])
         assert (passes == 64).all() if window == 1 else (passes < 40).all()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize(("batch", "windows"), [(1, (2, 5, 16, 64, "auto")), (3, (5, 16)), (8, (2, 64, "auto"))])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_engine_writes_the_plain_loops_codes(edits: Edits, settings: str, batch: int) -> None:
+def test_the_engine_writes_the_plain_loops_codes(
+    edits: Edits, plain: dict[str, torch.Tensor], settings: str, batch: int, windows: tuple[int | str, ...]
+) -> None:
     few = replace(edits.part(slice(batch)), cfg=replace(edits.cfg, **SETTINGS[settings]))
-    plain, engine = few.plain(), Engine(few.model)
-    for window in (2, 5, 16, 64, "auto"):
-        cfg = replace(few.cfg, window=window)
-        assert torch.equal(engine.generate(few.source, few.text, cfg, few.seeds()), plain)
+    engine = Engine(few.model)
+    for window in windows:
+        codes = engine.generate(few.source, few.text, replace(few.cfg, window=window), few.seeds())
+        assert torch.equal(codes, plain[settings][:batch])
         assert engine.stats.passes < 63 or window == "auto"
 
 
@@ -107,7 +116,7 @@ def test_the_engine_takes_the_references_passes(edits: Edits, window: int) -> No
     assert engine.stats.codes_per_pass > 2
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [1, 8])
 def test_known_codes_count_as_accepted(edits: Edits, batch: int) -> None:
     few = edits.part(slice(batch))
     known = few.known()
