@@ -73,5 +73,7 @@ def check_sampling(cfg: SamplingConfig) -> None:
         raise ConfigError(f"sampling.top_k={cfg.top_k} must not be negative (0 = off)")
     if not 0 <= cfg.top_p <= 1:
         raise ConfigError(f"sampling.top_p={cfg.top_p} must lie in [0, 1] (1 = off)")
+    if cfg.window != "auto" and (isinstance(cfg.window, str) or cfg.window < 1):
+        raise ConfigError(f"sampling.window={cfg.window} must be a number of codes, at least 1, or auto")
     if cfg.batch_size < 0:
         raise ConfigError(f"sampling.batch_size={cfg.batch_size} must not be negative (0 = as many as fit)")

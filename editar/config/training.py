@@ -38,6 +38,7 @@ class SamplingConfig:
     top_p: float = 1.0
     greedy: bool = False
     seed: int = 0
+    window: int | str = "auto"  # codes guessed and checked in one pass, 1 = one by one; the results are the same
     batch_size: int = 8  # results sampled at once, 0 = as many as fit in the free memory
 
 
