@@ -70,26 +70,20 @@ class JoinedParts(io.RawIOBase):
     """Files read one after the other as one stream; `progress(bytes)` after every read."""
 
     def __init__(self, parts: list[Path], progress: Callable[[int], object]) -> None:
-        self._waiting, self._progress = list(parts), progress
-        self._file: io.FileIO | None = None
+        self._file, self._waiting, self._progress = io.FileIO(parts[0]), parts[1:], progress
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while self._file is not None or self._waiting:
-            if self._file is None:
-                self._file = io.FileIO(self._waiting.pop(0))
-            if count := self._file.readinto(buffer):
-                self._progress(count)
-                return count
+        while not (count := self._file.readinto(buffer)) and self._waiting:
             self._file.close()
-            self._file = None
-        return 0
+            self._file = io.FileIO(self._waiting.pop(0))
+        self._progress(count)
+        return count
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         super().close()
 
 
@@ -138,9 +132,6 @@ def naming_damage(part: Path) -> Iterator[None]:
         raise TruncatedArchive(f"{part}: the archive breaks off or is damaged ({error})") from None
 
 
-# --- annotations ----------------------------------------------------------------------------------
-
-
 class Annotation(NamedTuple):
     """A line of the jsonl files; images are paths relative to the images' root."""
 
@@ -176,8 +167,7 @@ def _parse(line: str, seen: set[int]) -> Annotation | Dropped:
         source, target = (posixpath.normpath(str(entry[key])).lstrip("/") for key in ("source_image", "target_image"))
     except (ValueError, KeyError, TypeError) as error:
         return Dropped("unreadable annotation", f"{type(error).__name__}: {error}")
-    texts = [entry.get(key) for key in ("instruction", "source_caption", "target_caption", "instruction_ori")]
-    texts = [text if isinstance(text, str) else None for text in texts]
+    texts = [entry[key] if isinstance(entry.get(key), str) else None for key in Annotation._fields[2:]]
     if not (texts[0] or "").strip():
         return Dropped("no text")
     key = hashlib.blake2b(json.dumps([source, target, texts[0]]).encode(), digest_size=8).digest()
