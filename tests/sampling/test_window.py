@@ -62,8 +62,8 @@ def test_nothing_accepted_costs_at_most_five_percent(machine: str, results: int)
 def test_right_guesses_are_used_where_wide_passes_are_cheap(machine: str, right: float) -> None:
     """After a few images nearly as fast as the best fixed window."""
     cost, auto = MACHINES[machine], AutoWindow(WIDTHS)
-    seconds = [decode(auto, cost, right, seed=seed) for seed in range(8)]
-    fixed = [np.mean([decode(FixedWindow(width), cost, right, seed=seed) for seed in range(8)]) for width in WIDTHS]
+    seconds = [decode(auto, cost, right, seed=seed) for seed in range(12)]
+    fixed = [np.mean([decode(FixedWindow(width), cost, right, seed=seed) for seed in range(12)]) for width in WIDTHS]
     assert np.mean(seconds[2:]) <= 1.2 * min(fixed)
 
 
