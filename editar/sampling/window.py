@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ALLOWED_LOSS = 0.04  # of the time that window 1 needs for an image: what trying wider windows may cost
-MEMORY = 0.9  # weight of what was seen before a pass after it
+MEMORY = 0.97  # weight of what was seen before a pass after it
 REMEASURE = 16  # images or batches after which times that were not needed are measured anew
 TRUST = 2  # passes before the time of a width is believed
 
@@ -42,7 +42,9 @@ class AutoWindow:
     Two things are learned. `seconds` maps the number of codes read in a pass, rows * width, to its time; between
     and beyond measured points the time is interpolated. `right[k]` of `tried[k]` guesses were right at place k
     of a window, where all before it were: window w is then expected to accept 1 + h0 + h0 h1 + ... codes, w
-    terms, with hk = right[k] / tried[k]; a place never reached behaves as the one before it.
+    terms, with hk = right[k] / tried[k]; a place never reached behaves as the one before it. That takes no
+    account of guesses getting better the longer they are in a wide window, so it counts as one pass beside
+    the passes that a width has had: `accepted[width]` codes in `passes[width]`.
 
     `slack`, in passes of width 1, is what may still be lost in this image; right guesses earn more. A
     window is not taken where one accepted code would overdraw it, so where no guess is ever right an image
@@ -54,6 +56,7 @@ class AutoWindow:
         self.seconds: dict[int, float] = {}
         self.measured: dict[int, int] = {}  # how often
         self.tried, self.right = np.zeros(self.widths[-1] - 1), np.zeros(self.widths[-1] - 1)
+        self.accepted, self.passes = dict.fromkeys(self.widths, 0.0), dict.fromkeys(self.widths, 0.0)
         self.slack = 0.0
         self._trusted: list[int] = []  # keys of `seconds` measured often enough, ascending
         self._used: set[int] = set()
@@ -72,27 +75,28 @@ class AutoWindow:
         """The window of the next pass over so many rows, of which the slowest has `remaining` codes to go."""
         if not self._trusted or (self._trusted[0] > rows):
             return 1
-        accepted = self._accepted()
+        expected = self._expected()
         single, best, speed = self.time(rows), 1, 0.0
         for width in self.widths:
             if width > 1 and self._limit(rows * width) / single - 1 > self.slack:
                 break
-            rate = accepted[min(width, remaining) - 1] / self.time(rows * width)
+            codes = (self.accepted[width] + expected[min(width, remaining) - 1]) / (self.passes[width] + 1)
+            rate = min(codes, remaining) / self.time(rows * width)
             if rate > speed:
                 best, speed = width, rate
             if width >= remaining:
                 break
         return best
 
-    def _accepted(self) -> list[float]:
-        """How many codes a window of 1, 2, ... accepts on average."""
-        share, reached, total, accepted = 0.5, 1.0, 1.0, [1.0]
+    def _expected(self) -> list[float]:
+        """How many codes a window of 1, 2, ... should accept, from what was seen at each place of all windows."""
+        share, reached, total, expected = 0.5, 1.0, 1.0, [1.0]
         for tried, right in zip(self.tried.tolist(), self.right.tolist(), strict=True):
             share = (right + share) / (tried + 1)  # as if one guess more had been tried, right as often as before it
             reached *= share
             total += reached
-            accepted.append(total)
-        return accepted
+            expected.append(total)
+        return expected
 
     def time(self, codes: int) -> float:
         """Expected seconds of a pass that reads so many codes."""
@@ -125,6 +129,12 @@ class AutoWindow:
         self.slack += sum(advances) / len(advances) - (self.seconds[codes] / self.time(rows) if self._trusted else 1)
         self.tried *= MEMORY
         self.right *= MEMORY
+        for known in self.widths:
+            self.accepted[known] *= MEMORY
+            self.passes[known] *= MEMORY
+        if width in self.passes and min(remaining) >= width:
+            self.accepted[width] += sum(advances) / len(advances)
+            self.passes[width] += 1
         for advance, left in zip(advances, remaining, strict=True):
             self.right[: advance - 1] += 1 / len(advances)
             self.tried[: min(advance, width - 1, left - 1)] += 1 / len(advances)
