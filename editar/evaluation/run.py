@@ -8,7 +8,7 @@ from editar.config import EvalConfig
 from editar.evaluation.benchmark import Benchmark
 from editar.evaluation.registry import benchmark_class
 from editar.generation.editors import open_editor
-from editar.generation.generate import generate_results
+from editar.generation.generate import generate_results, read_cost
 from editar.generation.result_folder import ResultFolder
 from editar.metrics.networks import network_records, unofficial
 from editar.runtime.device import pick_device
@@ -47,7 +47,8 @@ def score(benchmark: Benchmark) -> Evaluation:
         say(f"scoring {item}")
     records = network_records(cfg.networks, benchmark.networks, [column.name for column in scorer.columns])
     methods = [scorer(name, results) for name, results in folders.items()]
-    for method in methods:
+    for method, results in zip(methods, folders.values(), strict=True):
         method.why_not += unofficial(records)
+        method.cost = [] if results.made is None else read_cost(results.made.file.parent)
     missing = {name: item.reason for item in scorer.missing for name in item.columns}
     return Evaluation(benchmark.name, benchmark.protocol, benchmark.root, scorer.columns, methods, missing, records)

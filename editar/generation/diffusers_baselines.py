@@ -56,6 +56,9 @@ class DiffusersEditor:
         settings |= {"condition_model": self.condition_model, "precision": self.precision, "safety_checker": "off"}
         return {"baseline": settings, "weights_sha256": weights_checksum(self.pipe)}
 
+    def cost(self) -> dict[str, float]:
+        return {}
+
     def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
         """(size, size, 3) uint8 each -> the same."""
         cfg = self.cfg

@@ -14,6 +14,8 @@ from editar.generation.diffusers_baselines import DiffusersEditor
 from editar.runtime.files import checksum
 from editar.sampling.pipeline import EditPipeline
 
+WITHOUT_EFFECT = ("batch_size", "window")  # sampling settings that change the time, not the pictures
+
 
 class Editor(Protocol):
     """Edits batches of square pictures.
@@ -29,6 +31,10 @@ class Editor(Protocol):
 
     def describe(self) -> dict[str, object]:
         """What its pictures depend on; goes into the results' manifest, which must match to go on."""
+        ...
+
+    def cost(self) -> dict[str, float]:
+        """What editing cost so far, for the record; {} where nothing is counted."""
         ...
 
     def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
@@ -50,8 +56,13 @@ class ModelEditor:
             "weights_sha256": checksum(self.checkpoint / "model.safetensors"),
             "tokenizer_sha256": checksum(self.checkpoint / "tokenizer.safetensors"),
             "dtype": str(self.pipeline.gpt.output.weight.dtype).removeprefix("torch."),
-            "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k != "batch_size"},
+            "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k not in WITHOUT_EFFECT},
         }
+
+    def cost(self) -> dict[str, float]:
+        stats = self.pipeline.stats
+        names = ("images", "passes_per_image", "codes_per_pass", "images_per_s")
+        return {name: getattr(stats, name) for name in names} if stats.images else {}
 
     def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
         return self.pipeline.edit_arrays(sources, texts, ids)

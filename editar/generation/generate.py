@@ -3,6 +3,7 @@
 FOLDER/manifest.json    what made it: checksums of weights and sources, sampling settings, instructions
 FOLDER/images/NAME.png  written atomically, stamped with the manifest (`editar.generation.manifest`);
                         finished ones are never redone
+FOLDER/generation.json  passes an image, codes a pass and images/s of every process, where the editor counts them
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from editar.generation.manifest import MANIFEST, read_result_manifest, save_stam
 from editar.images import resize_and_crop
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import write_json
+
+COST = "generation.json"
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,21 @@ def generate_results(
             for i, output in zip(part, outputs, strict=True):
                 save_stamped(to_size(output, jobs[i].size or editor.size), files[i], made.stamp)
             bar.update(len(part))
+    note_cost(folder, ranks.gather(editor.cost()) if mine or ranks.size > 1 else [], ranks)
     ranks.barrier()
     return files
+
+
+def note_cost(folder: Path, costs: list[dict[str, float]], ranks: Ranks) -> None:
+    """Add this start's passes and speed of every process to FOLDER/generation.json."""
+    found = [cost for cost in costs if cost]
+    if ranks.is_main and found:
+        write_json(folder / COST, [*read_cost(folder), *found])
+
+
+def read_cost(folder: Path) -> list[dict[str, float]]:
+    """What `note_cost` wrote: a record for every process of every start; [] if nothing is known."""
+    return json.loads((folder / COST).read_text()) if (folder / COST).is_file() else []
 
 
 def to_size(picture: np.ndarray, size: int) -> np.ndarray:

@@ -63,6 +63,7 @@ def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
         "methods": evaluation.methods,
         "columns": [f"{c.title} {ARROWS[c.better]} ({c.unit})" for c in evaluation.columns],
         "means": _means(evaluation),
+        "costs": [f"{method.method}: {text}" for method in evaluation.methods if (text := _cost(method.cost))],
         "missing": _by_reason(evaluation.missing),
         "paired": _paired(evaluation) if len(evaluation.methods) > 1 else [],
         "several": guidance_sweeps(evaluation) + ablations(evaluation),
@@ -89,6 +90,14 @@ def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
         cells = [_cell(means[name]) | {"best": len(found) > 1 and means[name].mean == best[name]} for name in best]
         rows.append({"method": method.method, "pictures": len(method.rows), "cells": cells})
     return rows
+
+
+def _cost(records: list[dict[str, float]]) -> str:
+    """`9.1 passes an image, 6.9 codes a pass`, over all processes and starts that made the pictures."""
+    images = sum(record["images"] for record in records)
+    passes = sum(record["images"] * record["passes_per_image"] for record in records)
+    codes = sum(record["images"] * record["passes_per_image"] * record["codes_per_pass"] for record in records)
+    return f"{passes / images:.1f} passes an image, {codes / passes:.1f} codes a pass" if passes else ""
 
 
 def _cell(mean: Mean) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class MethodScores:
     whole: dict[str, float] = field(default_factory=dict)
     why_not: list[str] = field(default_factory=list)
     generated_with: dict[str, Any] | None = None
+    cost: list[dict[str, float]] = field(default_factory=list)  # passes and speed of the runs that made the pictures
 
     def values(self, columns: Sequence[Column]) -> list[dict[str, float]]:
         """The rows' numbers alone."""
@@ -193,7 +194,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
         for name, entry in raw["methods"].items():
             rows = [{k: _number(v) if k in names else v for k, v in row.items()} for row in entry["rows"]]
             whole = {key: _number(value) for key, value in entry["whole"].items()}
-            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"])
+            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], entry.get("cost", []))
             methods.append(MethodScores(name, entry["results"], rows, *own))
         settings = (raw["benchmark"], raw["protocol"], raw["root"])
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])

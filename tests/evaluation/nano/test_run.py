@@ -38,6 +38,8 @@ def test_scores_pictures_and_ceiling(out: Path) -> None:
     for row in method.rows:
         assert Image.open(row["source"]).size == Image.open(row["result"]).size == Image.open(row["mask"]).size
     assert Image.open(out / "grid.png").size[0] > 64
+    [cost] = method.cost
+    assert cost["images"] == 8 and 1 <= cost["passes_per_image"] <= 64 and cost["codes_per_pass"] >= 1
     assert method.generated_with is not None and len(method.generated_with["tokenizer_sha256"]) == 64
 
 
