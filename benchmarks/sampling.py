@@ -7,7 +7,7 @@
     python benchmarks/sampling.py --checkpoint reference/nano --batches 1 8 32 --images 32   # trained weights
 
 Without --checkpoint weights and prefixes are random (guidance 3, greedy): a guess is right by chance alone there, so
-the automatic window can gain nothing and should lose nothing. With it, held-out nano edits are sampled with the
+the automatic window can gain little and should lose nothing. With it, held-out nano edits are sampled with the
 checkpoint's settings. In float32 all must write the same codes; in bfloat16 the share that agrees is reported. The
 plain loop is LlamaGen's: both branches in full, a cache of full length under a full mask, keys copied by
 `repeat_interleave`, logits of the whole prefix, Python per token. Its cost per token does not depend on the position,
@@ -174,7 +174,9 @@ def lines(row: dict[str, Any]) -> list[str]:
             "{codes_per_pass:.2f} codes a pass  same codes {agreement:.4f}".format(**engine)
         )
     if not row["trained"]:
-        told.append("           random weights: no guess is right but by chance, so a window cannot help")
+        told.append(
+            "           random weights: guesses are right by chance alone; a trained checkpoint shows what windows gain"
+        )
     return told
 
 
