@@ -1,4 +1,4 @@
-"""Run folders under attack: two runs at once, failed starts, damaged files, a full disk, weights that are not finite."""
+"""Run folders under attack: two runs at once, failed starts, damaged files, full disks, weights that are not finite."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytes
 def test_a_source_taken_away_is_another_config(tmp_path: Path, tiny_tokenizer: Path) -> None:
     common = tiny_overrides(tmp_path / "run", tiny_tokenizer)
     one = load_config(TrainConfig, "train", common)
-    two = load_config(TrainConfig, "train", [*common, "+data.sources.second={kind: nano, weight: 0.5}"])
+    two = load_config(TrainConfig, "train", [*common, "+source@data.sources.second=nano"])
     write_run_folder(tmp_path / "run", two)
     check_run_folder(tmp_path / "run", two)
     with pytest.raises(ConfigError, match=r"another config \(data\.sources\.second\.kind was nano, now None"):
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, tiny_run: Path, tiny
 
 def test_a_tokenizer_that_diverges_saves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not finite, nothing is saved"):
-        train_tokenizer(tokenizer_config(tmp_path / "run", "optim.name=adamw", "optim.lr=1e30", "steps=4"))
+        train_tokenizer(tokenizer_config(tmp_path / "run", "optim.name=adamw", "optim.lr=1e9", "steps=4"))
     assert not (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "run/result.json").exists()
 
 
@@ -189,9 +189,15 @@ def test_weights_that_are_not_finite_do_not_edit(run: Path, file: str, value: fl
 
 @pytest.mark.parametrize("where", ["output folder", "no folder", "folder that is not there"])
 def test_any_other_error_is_a_line_and_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], where: str) -> None:
-    with pytest.raises(SystemExit) as left, told_in_one_line("editar.train") as told:
-        told.folder = {"output folder": str(tmp_path), "no folder": None}.get(where, str(tmp_path / "absent"))
-        raise RuntimeError("two\nlines ü")
+    folder = {"output folder": str(tmp_path), "no folder": None}.get(where, str(tmp_path / "absent"))
+
+    def entry() -> None:
+        with told_in_one_line("editar.train") as told:
+            told.folder = folder
+            raise RuntimeError("two\nlines ü")
+
+    with pytest.raises(SystemExit) as left:
+        entry()
     assert left.value.code == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("editar.train: RuntimeError: two lines ü (")
