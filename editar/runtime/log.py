@@ -163,7 +163,7 @@ def _start_wandb(cfg: WandbConfig, folder: Path) -> Any:
 
     id_file = folder / "wandb_id.txt"
     run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
-    id_file.write_text(run_id)
+    write_text(id_file, run_id)
     return wandb.init(
         project=cfg.project,
         name=cfg.name or folder.name,

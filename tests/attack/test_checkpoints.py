@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from editar.errors import CheckpointError
 from editar.runtime.files import load_weights, save_weights, weights_step
+from editar.weights.read import read_checkpoint
 from editar.weights.run_checkpoint import damage, read_whole
 from tests.attack.conftest import Continue
 
@@ -199,3 +200,21 @@ def test_weights_that_a_kill_left_behind_are_repaired(run: Path, tiny_run: Path,
     go_on(run)
     assert weights_step(file) == 4
     assert file.read_bytes() == (tiny_run / "model.safetensors").read_bytes()
+
+
+def test_odd_weights_are_refused_in_a_line(tmp_path: Path) -> None:
+    dense = torch.eye(4)
+    odd: dict[str, Any] = {
+        "integer keys": {1: dense},
+        "mixed keys": {"model": {"a.weight": dense, 2: dense}},
+        "no tensors": {"model": {"a.weight": [1.0]}},
+        "sparse": {"tok_embeddings.weight": dense.to_sparse()},
+        "sparse rows": {"model": {"tok_embeddings.weight": dense.to_sparse_csr()}},
+        "nothing": {},
+        "a list": [dense],
+    }
+    for name, content in odd.items():
+        torch.save(content, tmp_path / "odd.pt")
+        with pytest.raises(CheckpointError) as error:
+            read_checkpoint(tmp_path / "odd.pt")
+        assert "\n" not in str(error.value), name
