@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -52,17 +54,18 @@ def _check(key: str, value: Any, spec: Field[Any]) -> None:
         _check_number(key, value, spec.metadata)
 
 
-def _check_number(key: str, value: float, limits: Any) -> None:
+def _check_number(key: str, value: float, limits: Mapping[str, Any]) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{key}={value} is not a finite number")
-    if value < limits.get("least", -LARGEST):
-        raise ConfigError(f"{key}={value} must be at least {limits.get('least', -LARGEST)}")
-    if value > limits.get("most", LARGEST):
-        raise ConfigError(f"{key}={value} must be at most {limits.get('most', LARGEST)}")
-    if value <= limits.get("above", -math.inf):
-        raise ConfigError(f"{key}={value} must be above {limits['above']}")
-    if value >= limits.get("below", math.inf):
-        raise ConfigError(f"{key}={value} must be below {limits['below']}")
+    ends = {"least": -LARGEST, "most": LARGEST, **limits} if isinstance(value, int) else limits
+    for name, wrong, words in (
+        ("least", operator.lt, "at least"),
+        ("most", operator.gt, "at most"),
+        ("above", operator.le, "above"),
+        ("below", operator.ge, "below"),
+    ):
+        if name in ends and wrong(value, ends[name]):
+            raise ConfigError(f"{key}={value} must be {words} {ends[name]}")
 
 
 def is_text(cls: Any, key: str) -> bool:

@@ -38,9 +38,10 @@ def bad_values(spec: Any, kind: Any) -> list[Any]:
     if kinds & {bool, Any} or is_dataclass(kind):
         return [[1], "perhaps"] if bool in kinds else []
     if kinds & {int, float}:
-        found: list[Any] = [math.nan, math.inf, -math.inf, 1e300, "many", 10**30]
-        found += [limits["least"] - 1, -1e-6 + limits["least"]] if "least" in limits else [-LARGEST - 1]
-        found += [limits["most"] + 1] if "most" in limits else [LARGEST + 1]
+        found: list[Any] = [math.nan, math.inf, -math.inf, "many"]
+        whole = float not in kinds
+        found += [limits["least"] - 1, -1e-6 + limits["least"]] if "least" in limits else [-LARGEST - 1] * whole
+        found += [limits["most"] + 1] if "most" in limits else [LARGEST + 1, 10**30] * whole
         found += [limits["above"], -1] if "above" in limits else []
         return [*found, limits["below"]] if "below" in limits else found
     if "choices" in limits:
