@@ -4,123 +4,178 @@
     python benchmarks/sampling.py --json benchmarks/results/sampling_cpu.json   # CPU: GPT-B, 256 px, float32
     python benchmarks/sampling.py --dtype bf16 --batches 1 8
     python benchmarks/sampling.py --device cuda --gpt xl --size 512 --dtype bf16 --batches 1 4 16 32 64
+    python benchmarks/sampling.py --checkpoint reference/nano --batches 1 8 32 --images 32   # trained weights
 
-Random weights, random prefixes, guidance 3, greedy; in float32 both sides must write the same codes, in
-bfloat16 the share that agrees is reported. The plain loop is LlamaGen's: both branches in full, a cache
-of full length under a full mask, keys copied by `repeat_interleave`, logits of the whole prefix, Python
-per token. Its cost per token does not depend on the position, so `--plain-tokens` may cut it short;
-the engine always writes whole images. Times are wall times (or see
-`--cpu-time`), medians over alternating repeats.
+Without --checkpoint weights and prefixes are random (guidance 3, greedy): a guess is right by chance alone there, so
+the automatic window can gain nothing and should lose nothing. With it, held-out nano edits are sampled with the
+checkpoint's settings. In float32 all must write the same codes; in bfloat16 the share that agrees is reported. The
+plain loop is LlamaGen's: both branches in full, a cache of full length under a full mask, keys copied by
+`repeat_interleave`, logits of the whole prefix, Python per token. Its cost per token does not depend on the position,
+so `--plain-tokens` may cut it short; the engine always writes whole images. Times are wall times (or see
+`--cpu-time`), sums over the images, with plain loop and engine taking turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from editar.config import SamplingConfig, TrainConfig
+from editar.data.nano.world import NanoWorld
 from editar.models.gpt import GPT, Attention
 from editar.models.rope import apply_rope, rope_table
 from editar.runtime.device import pick_device
 from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
+from editar.sampling.decode import SampleSeeds, choose, guide, uniform_numbers
 from editar.sampling.engine import Engine
-from editar.sampling.stats import Clock, copy_bandwidth
+from editar.sampling.pipeline import EditPipeline
+from editar.sampling.stats import Clock, GenerationStats, copy_bandwidth
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WINDOWS: tuple[int | str, ...] = (1, "auto")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpt", default="b", help="a size in configs/gpt")
-    parser.add_argument("--size", type=int, default=256, help="pixels")
+    parser.add_argument("--checkpoint", help="a run folder of the nano world; else random weights")
+    parser.add_argument("--gpt", default="b", help="random weights: a size in configs/gpt")
+    parser.add_argument("--size", type=int, default=256, help="random weights: pixels")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--images", type=int, default=1, help="how many, at least; whole batches are taken")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--plain-tokens", type=int, default=10**9)
-    parser.add_argument("--eager", action="store_true", help="no compiled or captured step")
+    parser.add_argument("--eager", action="store_true", help="no compiled or captured pass")
     parser.add_argument("--int8", action="store_true", help="the engine's 8-bit weights (CPU)")
     parser.add_argument("--cpu-time", action="store_true", help="CPU instead of wall seconds: one thread, busy machine")
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
-    model = random_gpt(options.gpt, options.size).to(device, DTYPES[options.dtype])
+    device, dtype = pick_device(options.device), DTYPES[options.dtype]
     bandwidth = copy_bandwidth(device)
-    print(f"GPT-{options.gpt.upper()}, {options.size} px, {options.dtype}, {device}, {options.threads} threads")
-    print(f"copy bandwidth {bandwidth:.1f} GB/s")
-    engine = Engine(model, compile=False if options.eager else None, int8=options.int8)
-    engine.timer = time.process_time if options.cpu_time else time.perf_counter
+    name = options.checkpoint or f"GPT-{options.gpt.upper()} with random weights, {options.size} px"
+    print(f"{name}, {options.dtype}, {device}, {options.threads} threads, copy bandwidth {bandwidth:.1f} GB/s")
     rows = []
     for batch in options.batches:
-        rows.append(measure(model, engine, batch, options.repeats, options.plain_tokens))
-        print(
-            "batch {batch:3d}  prefill {plain_prefill_s:.2f} -> {prefill_s:.2f} s   "
-            "token {plain_ms:.1f} -> {ms:.2f} ms ({ratio:.2f}x)   image {image_ratio:.2f}x   {gb_per_s:.1f} GB/s   "
-            "{images_per_s:.3f} images/s   same codes {agreement:.4f}".format(**rows[-1]),
-            flush=True,
-        )
+        count = -(-options.images // batch) * batch
+        if options.checkpoint:
+            edits = heldout_edits(options.checkpoint, count, device, options.dtype)
+        else:
+            edits = random_edits(options.gpt, options.size, count, device, dtype)
+        rows.append(measure(edits, batch, options))
+        print(*lines(rows[-1]), sep="\n", flush=True)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
         write_json(
             options.json, {"made_by": provenance(), "settings": settings, "copy_gb_per_s": bandwidth, "rows": rows}
         )
-    if options.dtype == "fp32" and not options.int8 and any(row["agreement"] < 1 for row in rows):
-        raise SystemExit("the two loops wrote different codes")
+    agreements = [engine["agreement"] for row in rows for engine in row["engine"].values()]
+    if options.dtype == "fp32" and not options.int8 and min(agreements) < 1:
+        raise SystemExit("the loops wrote different codes")
 
 
-def random_gpt(size: str, pixels: int) -> GPT:
-    """The official architecture and layout with random weights, evaluation mode."""
+@dataclass
+class Edits:
+    """Source codes (I, N), text (I, L, C), how to sample and whether a guess can be right."""
+
+    model: GPT
+    source: torch.Tensor
+    text: torch.Tensor
+    settings: SamplingConfig
+    trained: bool
+
+    def batch(self, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor, SampleSeeds]:
+        part = slice(start, start + size)
+        return self.source[part], self.text[part], SampleSeeds(0, [str(i) for i in range(start, start + size)])
+
+
+def random_edits(size: str, pixels: int, count: int, device: torch.device, dtype: torch.dtype) -> Edits:
+    """The official architecture and layout, evaluation mode."""
     overrides = ["output_dir=x", "experiment=editar_xl", f"gpt={size}", f"image_size={pixels}", "teacher=none"]
     torch.manual_seed(0)
     model = GPT(load_config(TrainConfig, "train", overrides).gpt)
     torch.nn.init.normal_(model.output.weight, std=0.02)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(device, dtype)
+    source = torch.randint(model.cfg.vocab_size, (count, model.cfg.image_tokens)).to(device)
+    text = torch.randn(count, model.cfg.text_tokens, model.cfg.text_dim).to(device, dtype)
+    return Edits(model, source, text, SamplingConfig(cfg_scale=3.0, top_k=1000, greedy=True), False)
 
 
-def measure(model: GPT, engine: Engine, batch: int, repeats: int, plain_tokens: int) -> dict[str, Any]:
-    """Both loops on one batch: seconds of the prefill, milliseconds per token, the ratios, the agreement."""
-    cfg, device = model.cfg, model.output.weight.device
-    generator = torch.Generator().manual_seed(batch)
-    source = torch.randint(cfg.vocab_size, (batch, cfg.image_tokens), generator=generator).to(device)
-    text = torch.randn(batch, cfg.text_tokens, cfg.text_dim, generator=generator).to(model.output.weight)
-    settings = SamplingConfig(cfg_scale=3.0, top_k=1000, greedy=True)
-    tokens = min(plain_tokens, cfg.image_tokens)
-    if device.type == "cuda":
-        engine.generate(source, text, settings)  # compiles and captures
-    laps: dict[str, list[float]] = {"plain_prefill": [], "plain_step": [], "prefill": [], "step": []}
-    for _ in range(repeats):
-        plain, seconds = plain_generate(model, source, text, settings, tokens, engine.timer)
-        fast = engine.generate(source, text, settings)
-        laps["plain_prefill"].append(seconds[0])
-        laps["plain_step"].append(seconds[1] / (tokens - 1))
-        laps["prefill"].append(engine.numbers.prefill_s)
-        laps["step"].append(engine.numbers.decode_s / (cfg.image_tokens - 1))
-    time_of = {name: statistics.median(values) for name, values in laps.items()}
-    steps = cfg.image_tokens - 1
-    image = time_of["prefill"] + steps * time_of["step"]
+def heldout_edits(checkpoint: str, count: int, device: torch.device, dtype: str) -> Edits:
+    pipeline = EditPipeline.from_pretrained(checkpoint, device, dtype="bfloat16" if dtype == "bf16" else "float32")
+    world = NanoWorld("heldout", count)
+    samples = [world[i] for i in range(count)]
+    source = pipeline.encode(np.stack([sample.source for sample in samples]))
+    text = pipeline.text([sample.instruction for sample in samples]).to(pipeline.gpt.output.weight.dtype)
+    return Edits(pipeline.gpt, source, text, pipeline.cfg.sampling, True)
+
+
+def measure(edits: Edits, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The plain loop and the engine at each window on all edits, `batch` at once, taking turns."""
+    timer = time.process_time if options.cpu_time else time.perf_counter
+    length = edits.model.cfg.image_tokens
+    tokens = min(options.plain_tokens, length)
+    engines = {w: Engine(edits.model, compile=False if options.eager else None, int8=options.int8) for w in WINDOWS}
+    stats, agreement = {window: GenerationStats() for window in WINDOWS}, dict.fromkeys(WINDOWS, 0.0)
+    prefill = steps = 0.0
+    for window, engine in engines.items():  # prepares what stays between calls
+        engine.timer = timer
+        engine.generate(*edits.batch(0, batch)[:2], replace(edits.settings, window=window), edits.batch(0, batch)[2])
+    for start in range(0, len(edits.source), batch):
+        source, text, seeds = edits.batch(start, batch)
+        uniform = uniform_numbers(edits.settings, seeds, source)
+        plain, seconds = plain_generate(edits.model, source, text, edits.settings, uniform, tokens, timer)
+        prefill, steps = prefill + seconds[0], steps + seconds[1] * (length - 1) / (tokens - 1)
+        for window, engine in engines.items():
+            settings = replace(edits.settings, window=window)
+            codes = engine.generate(source, text, settings, edits.batch(start, batch)[2])
+            stats[window] = stats[window] + engine.stats
+            agreement[window] += float((plain == codes[:, :tokens]).float().mean()) * batch / len(edits.source)
+    count = len(edits.source)
     return {
         "batch": batch,
-        "plain_prefill_s": time_of["plain_prefill"],
-        "prefill_s": time_of["prefill"],
-        "plain_ms": 1000 * time_of["plain_step"],
-        "ms": 1000 * time_of["step"],
-        "ratio": time_of["plain_step"] / time_of["step"],
-        "image_ratio": (time_of["plain_prefill"] + steps * time_of["plain_step"]) / image,
-        "gb_per_s": engine.numbers.gb_per_s,
-        "tokens_per_s": batch * cfg.image_tokens / image,
-        "images_per_s": batch / image,
-        "agreement": (plain == fast[:, :tokens]).float().mean().item(),
-        "plain_tokens": tokens,
+        "images": count,
+        "trained": edits.trained,
+        "plain": {"images_per_s": count / (prefill + steps), "prefill_s": prefill, "decode_s": steps, "tokens": tokens},
+        "engine": {
+            str(window): {
+                "images_per_s": total.images_per_s,
+                "prefill_s": total.prefill_s,
+                "decode_s": total.decode_s,
+                "ms_per_pass": total.ms_per_pass,
+                "passes_per_image": total.passes_per_image,
+                "codes_per_pass": total.codes_per_pass,
+                "gb_per_s": total.gb_per_s,
+                "over_plain": total.images_per_s * (prefill + steps) / count,
+                "over_window_1": total.images_per_s / stats[1].images_per_s,
+                "agreement": round(agreement[window], 6),
+            }
+            for window, total in stats.items()
+        },
     }
+
+
+def lines(row: dict[str, Any]) -> list[str]:
+    told = [f"batch {row['batch']:3d}  plain loop    {row['plain']['images_per_s']:8.3f} images/s"]
+    for window, engine in row["engine"].items():
+        told.append(
+            f"           window {window:>5}  "
+            "{images_per_s:8.3f} images/s  {over_plain:5.2f}x plain  "
+            "{over_window_1:5.2f}x window 1  {passes_per_image:6.1f} passes of {ms_per_pass:.2f} ms  "
+            "{codes_per_pass:.2f} codes a pass  same codes {agreement:.4f}".format(**engine)
+        )
+    if not row["trained"]:
+        told.append("           random weights: no guess is right but by chance, so a window cannot help")
+    return told
 
 
 # --- the plain loop -------------------------------------------------------------------------------
@@ -132,22 +187,23 @@ def plain_generate(
     source: torch.Tensor,
     text: torch.Tensor,
     settings: SamplingConfig,
+    uniform: torch.Tensor | None,
     tokens: int,
     timer: Callable[[], float],
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    """Codes (B, tokens) and the seconds of prefill and of the other tokens."""
+    """Codes (B, tokens) and the seconds of prefill and of the other tokens; uniform (N, B), None for greedy."""
     loop = PlainLoop(model, 2 * len(source))
     clock = Clock(source.device, timer)
     drop = torch.arange(2 * len(source), device=source.device) >= len(source)
     image = model.tok_embeddings(torch.cat([source, source]))
     caption = model.cls_embedding(torch.cat([text, text]), drop)
     position = torch.arange(model.cfg.prefix_tokens, device=source.device)
-    codes = [loop.choose(loop.logits(torch.cat([image, caption], dim=1), position), settings)]
+    codes = [loop.choose(loop.logits(torch.cat([image, caption], dim=1), position), settings, uniform, 0)]
     prefill = clock.lap()
     position = position[-1:] + 1
-    for _ in range(tokens - 1):
+    for index in range(1, tokens):
         newest = torch.cat([codes[-1], codes[-1]])
-        codes.append(loop.choose(loop.logits(model.tok_embeddings(newest), position), settings))
+        codes.append(loop.choose(loop.logits(model.tok_embeddings(newest), position), settings, uniform, index))
         position += 1
     return torch.cat(codes, dim=1), (prefill, clock.lap())
 
@@ -163,10 +219,12 @@ class PlainLoop:
         causal = torch.ones(cfg.sequence_tokens, cfg.sequence_tokens, dtype=torch.bool, device=weight.device).tril()
         self.mask = causal.expand(rows, -1, -1).clone()
         self.rope = rope_table(cfg).to(weight.device)
+        self.learned = model.pos_embeddings(0, cfg.sequence_tokens) if cfg.rope.learned else None
 
     def logits(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """x (rows, s, D) at position (s,) -> (rows, s, V) float32."""
         mask, rope = self.mask[: self.rows, None, position], self.rope[position]
+        x = x if self.learned is None else x + self.learned[position]
         for index, layer in enumerate(self.model.layers):
             x = x + self.attention(layer.attention, layer.attention_norm(x), mask, rope, position, index)
             x = x + layer.feed_forward(layer.ffn_norm(x))
@@ -193,13 +251,13 @@ class PlainLoop:
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return part.wo(out.transpose(1, 2).reshape(b, s, d))
 
-    def choose(self, logits: torch.Tensor, settings: SamplingConfig) -> torch.Tensor:
-        """Guidance, temperature, top-k, the most probable code: (rows, s, V) -> (rows / 2, 1)."""
+    def choose(
+        self, logits: torch.Tensor, settings: SamplingConfig, uniform: torch.Tensor | None, index: int
+    ) -> torch.Tensor:
+        """Guidance, temperature, filters and draw of code `index`: (rows, s, V) -> (rows / 2, 1)."""
         cond, uncond = logits[:, -1].chunk(2)
-        mixed = (uncond + (cond - uncond) * settings.cfg_scale) / max(settings.temperature, 1e-5)
-        kth = mixed.topk(min(settings.top_k, mixed.shape[-1])).values[:, -1:]
-        probs = mixed.masked_fill(mixed < kth, -torch.inf).softmax(-1)
-        return probs.topk(1, dim=-1).indices
+        numbers = None if uniform is None else uniform[index]
+        return choose(guide(cond, uncond, settings.cfg_scale), settings, numbers)[:, None]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def edit(cfg: EditConfig) -> list[Path]:
             mask_dilate=cfg.mask_dilate,
             progress=bar.update,
         )
-    say(pipeline.numbers.line(tokens, copy_bandwidth(pipeline.device)))
+    say(pipeline.stats.line(tokens, copy_bandwidth(pipeline.device)))
     for name, image in zip(names, edits, strict=True):
         save_image(image, name)
     source = np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))

@@ -119,26 +119,25 @@ def save_image(image: Image.Image | np.ndarray, path: str | Path, **options: Any
     suffix = Path(path).suffix.lower()
     if suffix not in Image.registered_extensions():
         raise ImageError(f"{path}: unknown picture format {suffix!r}; use a name that ends in .png or .jpg")
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     with atomic(path) as partial:
-        picture.save(partial, format=Image.registered_extensions()[suffix], **options)
+        partial.write_bytes(encode_image(image, Image.registered_extensions()[suffix], **options))
+
+
+def encode_image(image: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> bytes:
+    """A picture as the content of a file; `options` are Pillow's for the format."""
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format, **options)
+    return buffer.getvalue()
 
 
 def side_by_side(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
     """Pictures of one height, (H, W, 3) uint8 each, in a row on white."""
-    height = images[0].shape[0]
-    white = np.full((height, gap, 3), 255, np.uint8)
-    row: list[np.ndarray] = []
-    for image in images:
-        row += [image, white]
-    return np.concatenate(row[:-1], axis=1)
+    white = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+    return np.concatenate([part for image in images for part in (white, image)][1:], axis=1)
 
 
 def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
     """Rows of equally sized pictures as one picture on white."""
     lines = [side_by_side(row, gap) for row in rows]
     white = np.full((gap, lines[0].shape[1], 3), 255, np.uint8)
-    sheet: list[np.ndarray] = []
-    for line in lines:
-        sheet += [line, white]
-    return np.concatenate(sheet[:-1], axis=0)
+    return np.concatenate([part for line in lines for part in (white, line)][1:], axis=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +95,14 @@ class Learning:
         return contact_sheet(rows).repeat(2, 0).repeat(2, 1)
 
 
-def train_from_scratch(out: Path, tokenizer: Path, steps: int, learning: Learning) -> Path:
-    """A GPT on the codes of a ready tokenizer, as EditAR trains its own; returns its run folder."""
+def train_from_scratch(out: Path, reference: EditPipeline, weights: Path, steps: int, learning: Learning) -> Path:
+    """A GPT on the codes of a ready tokenizer, the reference's, as EditAR trains its own; returns its run folder."""
     shutil.rmtree(out, ignore_errors=True)
+    tokenizer = asdict(reference.cfg.tokenizer) | {"weights": str(weights)}
     overrides = [
         "experiment=nano_demo",
         f"output_dir={out}",
-        f"tokenizer.weights={tokenizer}",
+        *(f"tokenizer.{key}={value}" for key, value in tokenizer.items()),
         f"precision={'bf16' if has_fast_bfloat16() else 'fp32'}",
         f"steps={steps}",
         f"data.train_samples={max(64, 16 * steps)}",
@@ -147,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
 
     clock.begin("2/4 a model from scratch")
     learning = Learning(min(40, args.samples))
-    run_folder = train_from_scratch(args.out / "scratch", args.reference, args.gpt_steps, learning)
+    run_folder = train_from_scratch(args.out / "scratch", reference, args.reference, args.gpt_steps, learning)
     save_image(learning.strip(), args.out / "learning.png")
     say(f"   look: {args.out / 'learning.png'} (source | the edit as training goes on | target)")
     scratch = EditPipeline.from_pretrained(run_folder)

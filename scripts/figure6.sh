@@ -2,7 +2,7 @@
 # Figure 6, the guidance ablation: one checkpoint edits the benchmark at several scales.
 #   DATA=data/pie_bench [GPUS=8] scripts/figure6.sh checkpoints/editar-xl
 # SCALES: the values of cfg_scale. BENCHMARK=nano needs no DATA. OVERRIDES: more of editar.eval's. Restartable.
-# Needs PIE-Bench and the judges (fetch_weights.py evaluate).
+# Needs PIE-Bench and the scoring networks (fetch_weights.py evaluate).
 # Estimate at 1 s a picture: 15 minutes a scale on one GPU, 5 on eight, of which scoring takes 3.
 source "$(dirname "$0")/eval.sh"
 scored=()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Which settings fit which GPUs, and for how long: the README's table, by arithmetic, not measured.
+"""Which settings fit which GPUs, and for how long: the table in docs/training.md, by arithmetic, not measured.
 
     python scripts/plan_gpus.py                        # the paper's run
     python scripts/plan_gpus.py gpt=xxl teacher=none   # any override of experiment=editar_xl

@@ -20,7 +20,7 @@ srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_NN
   --rdzv-backend=c10d --rdzv-endpoint="$MASTER:29500" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
   -m editar.train experiment=editar_xl tokenizer.weights=checkpoints/vq_ds16_t2i.pt compile=true keep_every=10000 "$@" &
 
-# The batch shell hears SIGTERM ten minutes before the end: it tells the training, waits until that has saved, and queues
-# the job again.
+# Ten minutes before the time limit Slurm sends SIGTERM to this shell: pass it on to the training, wait until it has saved,
+# and queue the job again.
 trap 'kill -TERM $!; wait $! || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
 wait $!

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 2: pictures from depth maps, edges and label maps; depth RMSE, edge SSIM, mIoU and FID beside the paper's rows.
 #   CHECKPOINT=checkpoints/editar-xl DEPTH=DIR CANNY=DIR COCOSTUFF=DIR [GPUS=8] scripts/table2.sh [key=value ...]
-# Needs the checkpoint, the validation sets (README) and the judges (fetch_weights.py evaluate).
+# Needs the checkpoint, the validation sets (docs/evaluation.md) and the scoring networks (fetch_weights.py evaluate).
 # Estimate at 1 s a picture: 15,000 pictures take 4.5 hours on one GPU and 45 minutes on eight, of which scoring takes 15.
 source "$(dirname "$0")/eval.sh"
 DEPTH=${DEPTH:?MultiGen-20M_depth_eval} CANNY=${CANNY:?MultiGen-20M_canny_eval} COCOSTUFF=${COCOSTUFF:?Captioned_COCOStuff}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's training on one node: GPT-XL at 512 px, 40,000 steps of 64 samples, five data sets.
 #   [GPUS=8] [CACHE=caches/editar] scripts/train_editar_xl.sh output_dir=runs/xl [key=value ...]
-# Needs the data under data/ (README, Data) and the weights of `fetch_weights.py train`. CACHE: the folder that
+# Needs the data under data/ (docs/data.md) and the weights of `fetch_weights.py train`. CACHE: the folder that
 # cache_codes.py made; without it every step encodes its pictures. The same command continues a run that was stopped
 # or lost a GPU; SIGTERM makes it save first. About 8 hours on eight A100s at 40 % MFU, by arithmetic (dry_run=true).
 set -euo pipefail

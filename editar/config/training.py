@@ -41,6 +41,8 @@ class SamplingConfig:
     top_p: float = setting(1.0, least=0, most=1)  # 1 = off
     greedy: bool = False
     seed: int = setting(0, least=0)
+    # Codes guessed and checked in one pass, 1 = one by one; the results are the same.
+    window: int | str = setting("auto", least=1, choices=("auto",))
     batch_size: int = setting(8, least=0)  # results sampled at once, 0 = as many as fit in the free memory
 
 

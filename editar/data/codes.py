@@ -1,10 +1,11 @@
 """The codes cache: every row of a source after the frozen tokenizer, made once, read many times.
 
-CACHE/NAME/manifest.json   what the codes were made of and with; anything else is refused by name
+CACHE/NAME/manifest.json   what the codes depend on; a run that needs another cache is told what differs
 CACHE/NAME/codes-00000.parquet   SHARD_ROWS rows each; row r of the source is row r of the cache
 
-A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so
-direction, wording and teacher stay open. A row that could not be read keeps its place and its reason.
+A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so that
+direction, wording and teacher can still be chosen when it is read. A row that could not be read keeps
+its place and its reason.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from PIL import Image
 from editar.config import SourceConfig
 from editar.data.sample import BadRow, Texts
 from editar.errors import DataError
+from editar.images import encode_image
 
 FORMAT = 1
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
@@ -32,18 +34,10 @@ GROUP_ROWS = 32  # rows of one parquet row group: what one random read costs
 IN_MEMORY = 1 << 29  # bytes; smaller caches are kept in memory
 OPEN_SHARDS = 64
 SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("bad", pa.string()),
-        ("task", pa.string()),
-        ("source", pa.binary()),
-        ("target", pa.binary()),
-        ("forward", pa.list_(pa.string())),
-        ("backward", pa.list_(pa.string())),
-        ("source_picture", pa.binary()),
-        ("target_picture", pa.binary()),
-        ("features", pa.binary()),
-    ]
+    dict.fromkeys(("id", "bad", "task"), pa.string())
+    | dict.fromkeys(("source", "target"), pa.binary())
+    | dict.fromkeys(("forward", "backward"), pa.list_(pa.string()))
+    | dict.fromkeys(("source_picture", "target_picture", "features"), pa.binary())
 )
 
 
@@ -134,7 +128,7 @@ class CodesCache:
     def __getitem__(self, row: int) -> Encoded:
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return self.decode(self._row(row // SHARD_ROWS, row % SHARD_ROWS))
+        return self.decode(self._row(*divmod(row, SHARD_ROWS)))
 
     def _row(self, shard: int, place: int) -> dict[str, Any]:
         if shard not in self._open:
@@ -157,13 +151,11 @@ class CodesCache:
         features = None
         if row["features"] is not None:
             flat = np.frombuffer(row["features"], np.float16)
-            side = int(flat[0])  # number of teacher tokens, stored in front
-            features = flat[1:].reshape(side, -1)
+            features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
-        codes = [np.frombuffer(row[key], np.uint16) for key in ("source", "target")]
-        return Encoded(
-            row["id"], row["task"], codes[0], codes[1], texts, row["source_picture"], row["target_picture"], features
-        )
+        source, target = (np.frombuffer(row[key], np.uint16) for key in ("source", "target"))
+        pictures = (row["source_picture"], row["target_picture"])
+        return Encoded(row["id"], row["task"], source, target, texts, *pictures, features)
 
 
 def pack_features(features: np.ndarray) -> bytes:
@@ -178,9 +170,7 @@ def pack_picture(picture: np.ndarray, size: int = 256) -> bytes:
     image = Image.fromarray(picture)
     if min(image.size) > size:
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+    return encode_image(image, "JPEG", quality=95, subsampling=0)
 
 
 def unpack_picture(data: bytes) -> np.ndarray:

@@ -97,7 +97,7 @@ def collate(pairs: list[tuple[int, Item]]) -> Batch:
 
 
 class Reader:
-    """A source behind either path: `item(row, direction, wording)`, or BadRow."""
+    """A source, read as codes or as pixels: `item(row, direction, wording)`, or BadRow."""
 
     def __init__(self, source: Source, cache: CodesCache | None, size: int, pictures: bool) -> None:
         self.source, self.cache, self.size, self.pictures = source, cache, size, pictures

@@ -56,7 +56,7 @@ class Mixture:
         return source, rows
 
     def _turn(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pattern as turn number `turn` plays it, shuffled within spans: source of each place, and
+        """The pattern in its repetition number `turn`, shuffled within spans: source of each place, and
         how often that source came before in this turn, both (U,) int64."""
         units = len(self.pattern)
         order = np.empty(units, np.int64)

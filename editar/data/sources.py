@@ -1,4 +1,4 @@
-"""One function per data set: row of the public schema -> Pair.
+"""Rows of the public schemas -> Pair.
 
 Wording and quirks follow EditAR's data sets (TokenAR `dataset/`) unless the source's config says
 otherwise; every switch is described at `SourceConfig`.
@@ -58,7 +58,8 @@ def pipe_texts(row: Row, cfg: SourceConfig) -> Texts:
         written = [value for value in columns if value]
         place = (row.get("object_location") or "").strip()
         # Four copies, one with the place: a uniform choice then adds it in a quarter of the draws.
-        forward = [value for value in written for value in (value, value, value, _with_place(value, place))]
+        at = f" at {place}" if place else ""
+        forward = [text for value in written for text in (value, value, value, value + at)]
     else:
         # Not stripped: EditAR feeds the column as it is, also when it is empty (`empty: keep`).
         first = row.get(PIPE_TEXTS[0]) or ""
@@ -71,10 +72,6 @@ def pipe_texts(row: Row, cfg: SourceConfig) -> Texts:
     return Texts(tuple(forward), tuple(remove_instruction(value) for value in reversible), cfg.backward)
 
 
-def _with_place(value: str, place: str) -> str:
-    return f"{value} at {place}" if place else value
-
-
 def remove_instruction(text: str) -> str:
     """The instruction of a PIPE pair used backwards, target -> source.
 
@@ -85,20 +82,20 @@ def remove_instruction(text: str) -> str:
     return "Remove " + text[4:]
 
 
-def seed_unsplash(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    """SEED-Data-Edit Part 1, Unsplash; captions are not used."""
-    instruction = cfg.prompt.format(text(row, "instruction"))
-    return Pair(id, "seed_unsplash", picture(row, "source_image"), picture(row, "target_image"), Texts((instruction,)))
+# Data sets of one text and two picture columns: target, text, source (none: edges of the target).
+PLAIN_COLUMNS = {
+    "seed_unsplash": ["target_image", "instruction", "source_image"],  # SEED-Data-Edit Part 1; captions are not used
+    "multigen_depth": ["image", "text", "control_depth"],
+    "multigen_canny": ["image", "text"],  # of the depth set, whose depth map is not read (EditAR)
+    "folder": ["target", "instruction", "source"],  # `pairs.jsonl` beside the pictures (`editar.data.folder`)
+}
 
 
-def multigen_depth(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    instruction = cfg.prompt.format(text(row, "text"))
-    return Pair(id, "multigen_depth", picture(row, "control_depth"), picture(row, "image"), Texts((instruction,)))
-
-
-def multigen_canny(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    """Edges of the depth set's pictures; the depth map is not read (EditAR)."""
-    return Pair(id, "multigen_canny", None, picture(row, "image"), Texts((cfg.prompt.format(text(row, "text")),)))
+def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:
+    target, words, *source = PLAIN_COLUMNS[cfg.kind]
+    instruction = cfg.prompt.format(text(row, words))
+    first = picture(row, source[0]) if source else None
+    return Pair(id, cfg.kind, first, picture(row, target), Texts((instruction,)))
 
 
 def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
@@ -116,20 +113,9 @@ def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
 def label_palette() -> np.ndarray:
     """171 distinct colours, (171, 3) uint8: bits of id + 1 spread over the channels from the highest
     down (the rule of PASCAL VOC's colour map), so black stays free for "ignore"."""
-    palette = np.zeros((171, 3), np.uint8)
-    for id in range(171):
-        value = id + 1
-        for bit in range(8):
-            for channel in range(3):
-                palette[id, channel] |= ((value >> channel) & 1) << (7 - bit)
-            value >>= 3
-    return palette
-
-
-def folder(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    """People's own pairs: `pairs.jsonl` beside the pictures (`editar.data.folder`)."""
-    instruction = cfg.prompt.format(text(row, "instruction"))
-    return Pair(id, "folder", picture(row, "source"), picture(row, "target"), Texts((instruction,)))
+    ids = np.arange(1, 172)[:, None]  # bit 3 b + c of an id is bit 7 - b of its channel c
+    bits = [((ids >> 3 * bit + np.arange(3)) & 1) << (7 - bit) for bit in range(8)]
+    return np.sum(bits, axis=0).astype(np.uint8)
 
 
 def nano(row: EditSample, id: str, cfg: SourceConfig) -> Pair:
@@ -141,17 +127,8 @@ def nano(row: EditSample, id: str, cfg: SourceConfig) -> Pair:
 READERS: dict[str, Callable[[Any, str, SourceConfig], Pair]] = {
     "nano": nano,
     "pipe": pipe,
-    "seed_unsplash": seed_unsplash,
-    "multigen_depth": multigen_depth,
-    "multigen_canny": multigen_canny,
     "cocostuff": cocostuff,
-    "folder": folder,
-}
-COLUMNS = {
-    "pipe": ["source_img", "target_img", *PIPE_TEXTS, "object_location"],
-    "seed_unsplash": ["source_image", "target_image", "instruction"],
-    "multigen_depth": ["image", "control_depth", "text"],
-    "multigen_canny": ["image", "text"],
+    **dict.fromkeys(PLAIN_COLUMNS, plain_pair),
 }
 
 
@@ -159,7 +136,9 @@ def columns(cfg: SourceConfig) -> list[str]:
     """What a source reads of its table."""
     if cfg.kind == "cocostuff":
         return ["image", "prompt", "control_seg" if cfg.condition == "control_seg" else "panoptic_seg_map"]
-    return COLUMNS[cfg.kind]
+    if cfg.kind == "pipe":
+        return ["source_img", "target_img", *PIPE_TEXTS, "object_location"]
+    return PLAIN_COLUMNS[cfg.kind]
 
 
 class Source:

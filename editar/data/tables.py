@@ -83,9 +83,6 @@ class Table:
         shard = bisect_right(self._starts, index) - 1
         return self.read(shard, index - self._starts[shard])
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
-
     def read(self, shard: int, row: int) -> dict[str, Any]:
         """Row `row` of file number `shard`."""
         if self._pid != os.getpid():

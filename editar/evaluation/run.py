@@ -12,31 +12,28 @@ from editar.generation.generate import generate_results
 from editar.generation.result_folder import ResultFolder
 from editar.metrics.networks import network_records, unofficial
 from editar.runtime.device import pick_device
-from editar.runtime.distributed import Ranks, distributed
+from editar.runtime.distributed import distributed
 from editar.runtime.log import say
-from editar.tables.scores import Evaluation, missing_columns, write_evaluation
+from editar.tables.scores import Evaluation, write_evaluation
 
 
 def evaluate(cfg: EvalConfig) -> Evaluation | None:
     """As `cfg.stage` says; returns what was scored. Raises DataError before any network is loaded where files
     do not fit."""
     benchmark = benchmark_class(cfg.benchmark)(cfg)
+    folder = Path(cfg.output_dir)
     with distributed(cfg.device) as ranks:
         if cfg.stage != "score":
-            edit_benchmark(benchmark, ranks)
+            editor = open_editor(cfg, ranks.device)
+            generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum)
+            if ranks.is_main:
+                benchmark.also_make(editor, folder)
     if not ranks.is_main or cfg.stage == "generate":
         return None
     evaluation = score(benchmark)
-    write_evaluation(evaluation, benchmark.tables, Path(cfg.output_dir))
-    benchmark.show(evaluation, Path(cfg.output_dir))
+    write_evaluation(evaluation, benchmark.tables, folder)
+    benchmark.show(evaluation, folder)
     return evaluation
-
-
-def edit_benchmark(benchmark: Benchmark, ranks: Ranks) -> None:
-    folder, editor = Path(benchmark.cfg.output_dir), open_editor(benchmark.cfg, ranks.device)
-    generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum)
-    if ranks.is_main:
-        benchmark.also_make(editor, folder)
 
 
 def score(benchmark: Benchmark) -> Evaluation:
@@ -52,5 +49,5 @@ def score(benchmark: Benchmark) -> Evaluation:
     methods = [scorer(name, results) for name, results in folders.items()]
     for method in methods:
         method.why_not += unofficial(records)
-    missing = missing_columns(scorer.missing)
+    missing = {name: item.reason for item in scorer.missing for name in item.columns}
     return Evaluation(benchmark.name, benchmark.protocol, benchmark.root, scorer.columns, methods, missing, records)

@@ -49,7 +49,9 @@ def generate_results(
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
     texts = [getattr(job, editor.reads) for job in jobs]
     if ranks.is_main:
-        claim(folder, manifest_of(editor, jobs, texts) | {"sources_sha256": sources_sum()})
+        instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
+        settings = {"image_size": editor.size, "instructions": instructions, "sources_sha256": sources_sum()}
+        claim(folder, editor.describe() | settings)
     ranks.barrier()
     made = read_result_manifest(folder)
     assert made is not None
@@ -73,11 +75,6 @@ def generate_results(
 def to_size(picture: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is."""
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
-
-
-def manifest_of(editor: Editor, jobs: list[EditJob], texts: list[str]) -> dict[str, object]:
-    instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
-    return editor.describe() | {"image_size": editor.size, "instructions": instructions}
 
 
 def claim(folder: Path, wanted: dict[str, object]) -> None:

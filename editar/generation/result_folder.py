@@ -8,7 +8,6 @@ FILE.json                    {"id": "path of the picture", ...}, paths relative 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +62,19 @@ class ResultFolder:
             except BenchmarkError as error:
                 missing.append((name, error))
         if missing:
+            text = f"{len(missing)} of {len(names)} results are missing, first {missing[0][0]} ({missing[0][1]})"
             advice = "; stage=generate makes the missing ones" if self.made else ""
-            raise BenchmarkError(
-                f"{self.source}: {len(missing)} of {len(names)} results are missing, first {missing[0][0]} "
-                f"({missing[0][1]}){advice}"
-            )
-        extra: Sequence[object] = (
-            sorted(set(self.map) - set(names))
-            if self.map is not None
-            else [path for path in sorted(self.root.rglob("*")) if self._is_extra(path, found)]
-        )
+            raise BenchmarkError(f"{self.source}: {text}{advice}")
+        if self.map is not None:
+            extra: list[Any] = sorted(set(self.map) - set(names))
+        else:
+            files = [path for path in sorted(self.root.rglob("*")) if path.is_file() and path.name[0] != "."]
+            extra = [path for path in files if path != self.root / MANIFEST and path.resolve() not in found]
         if extra:
-            raise BenchmarkError(
-                f"{self.source}: {len(extra)} files belong to no picture of the benchmark, first {extra[0]}"
-            )
+            text = f"{len(extra)} files belong to no picture of the benchmark, first {extra[0]}"
+            raise BenchmarkError(f"{self.source}: {text}")
         if self.made is not None:
             self.made.check(self.path(id, name) for id, name in names.items())
-
-    def _is_extra(self, path: Path, found: set[Path]) -> bool:
-        known = path.name.startswith(".") or path == self.root / MANIFEST
-        return path.is_file() and not known and path.resolve() not in found
 
 
 def find_picture(folder: Path, relative: str) -> Path:

@@ -8,20 +8,20 @@ cache is noticed. The published protocol: 5,000 pictures at 512x512, mode "clean
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from editar.errors import BenchmarkError, CheckpointError
-from editar.metrics.pictures import SIZE, load_in_batches, load_square
+from editar.metrics.pictures import Mapped, load_in_batches
 from editar.runtime.files import atomic, checksum
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, 299, 299) in 0..255 -> (B, 2048)
@@ -39,10 +39,8 @@ class FidStatistics:
     pictures: str
     network: str
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Path) -> None:
         """Raises BenchmarkError where it cannot be written."""
-        path = Path(path)
-        check_place(path)
         try:
             with atomic(path) as partial, open(partial, "wb") as file:
                 np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
@@ -100,55 +98,27 @@ class Inception:
         return self.network(pictures)
 
 
-class PictureFiles(Dataset[np.ndarray]):
-    """Picture files in their given order. Raises BenchmarkError for one that is not size x size
-    (another size changes FID) and ImageError for one that is damaged."""
-
-    def __init__(self, files: Sequence[Path], size: int = SIZE) -> None:
-        self.files, self.size = files, size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return load_square(self.files[index], self.size)
-
-
-class _Resized(Dataset[torch.Tensor]):
-    """clean-fid's "clean" resizing: (H, W, 3) uint8 -> (3, 299, 299) float32 in 0..255."""
-
-    def __init__(self, pictures: Dataset[np.ndarray]) -> None:
-        from cleanfid.resize import build_resizer
-
-        self.pictures, self.resize = pictures, build_resizer("clean")
-
-    def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self.resize(self.pictures[index])).permute(2, 0, 1)
-
-
-def features(
-    pictures: Dataset[np.ndarray], network: Network, device: torch.device, batch: int = 64, workers: int = 0
-) -> np.ndarray:
-    """(N, C) float64 of (H, W, 3) uint8 pictures in their given order."""
+def features(pictures: Mapped, network: Network, device: torch.device, batch: int = 64, workers: int = 0) -> np.ndarray:
+    """(N, C) float64 of (H, W, 3) uint8 pictures in their given order, brought to 299x299 by clean-fid's "clean"
+    resizing."""
     from cleanfid.fid import get_batch_features
+    from cleanfid.resize import build_resizer
 
-    parts = load_in_batches(_Resized(pictures), batch, workers, default_collate)
+    resized = Mapped(partial(_load_resized, pictures.load, build_resizer("clean")), pictures.items)
+    parts = load_in_batches(resized, batch, workers, default_collate)
     return np.concatenate([get_batch_features(part, network, device) for part in parts]).astype(np.float64)
 
 
+def _load_resized(load: Callable[[Any], np.ndarray], resize: Callable[[np.ndarray], np.ndarray], item: Any) -> Any:
+    """(3, 299, 299) float32 in 0..255."""
+    return torch.from_numpy(resize(load(item))).permute(2, 0, 1)
+
+
 def statistics(
-    pictures: Dataset[np.ndarray],
-    fingerprint: str,
-    network: Network,
-    network_sum: str,
-    device: torch.device,
-    workers: int = 0,
+    pictures: Mapped, fingerprint: str, network: Network, network_sum: str, device: torch.device, workers: int = 0
 ) -> FidStatistics:
     """Statistics of pictures. Raises BenchmarkError for fewer than two."""
-    count = len(pictures)  # type: ignore[arg-type]
+    count = len(pictures)
     if count < 2:
         raise BenchmarkError(f"FID needs at least two pictures, {count} given")
     values = features(pictures, network, device, workers=workers)
@@ -156,8 +126,8 @@ def statistics(
 
 
 def cached_statistics(
-    cache: str | Path,
-    pictures: Dataset[np.ndarray],
+    cache: Path,
+    pictures: Mapped,
     fingerprint: str,
     network: Network,
     network_sum: str,
@@ -170,13 +140,12 @@ def cached_statistics(
     Raises BenchmarkError when the cache was made from other pictures or another network, which would
     otherwise go unnoticed into every table, and where it cannot be written.
     """
-    cache = Path(cache)
     if not cache.is_file():
         check_place(cache)
         made = statistics(pictures, fingerprint, network, network_sum, device, workers)
         made.save(cache)
         return made
-    found, count = FidStatistics.load(cache), len(pictures)  # type: ignore[arg-type]
+    found, count = FidStatistics.load(cache), len(pictures)
     if found.network != network_sum:
         raise BenchmarkError(f"{cache}: made with another Inception file; remove it to make it anew")
     if found.count != count or found.pictures != fingerprint:
@@ -201,4 +170,4 @@ def frechet_distance(a: FidStatistics, b: FidStatistics) -> float:
 
 def mean_of_groups(distances: Sequence[float]) -> float:
     """ControlNet++: the FIDs of its four groups, averaged (not the FID of all pictures together)."""
-    return math.fsum(distances) / len(distances)
+    return float(np.mean(distances))

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 
 from editar.errors import CheckpointError
-from editar.metrics.networks import frozen, pretrained, processor, read_state
+from editar.metrics.networks import frozen, pretrained, read_state
 from editar.runtime.files import load_state
+from editar.runtime.hub import from_pretrained
 
 CLIP_SIDE = 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,7 +64,7 @@ class ClipSimilarity:
         """From a hub id or its folder; PIE-Bench uses openai/clip-vit-large-patch14. Raises ConfigError."""
         from transformers import AutoTokenizer, CLIPModel
 
-        return cls(pretrained(CLIPModel, source, "clip"), processor(AutoTokenizer, source), device)
+        return cls(pretrained(CLIPModel, source, "clip"), from_pretrained(AutoTokenizer, source), device)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, captions: list[str]) -> torch.Tensor:

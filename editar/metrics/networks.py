@@ -61,8 +61,8 @@ def load_or_leave(
         return None, Missing(columns, f"networks.{name} is null")
     local = Path(source).exists()
     if not local and (source.startswith("checkpoints/") or Path(source).suffix in (".pt", ".pth")):
-        hint = f"no {source}; get it with `python scripts/fetch_weights.py {FETCH_NAMES[name]}`"
-        return None, Missing(columns, hint)
+        fetch = f"python scripts/fetch_weights.py {FETCH_NAMES[name]}"
+        return None, Missing(columns, f"no {source}; get it with `{fetch}`")
     try:
         return load(source), None
     except (CheckpointError, ConfigError) as error:
@@ -119,15 +119,9 @@ def pretrained(cls: Any, source: str, kind: str) -> Any:
         logging.set_verbosity(loud)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED.get(kind, "\0")))
     if missing:
-        raise ConfigError(
-            f"{source}: its file lacks {len(missing)} of the {kind}'s weights, first {missing[0]}; fetch it again"
-        )
+        lacking = f"its file lacks {len(missing)} of the {kind}'s weights, first {missing[0]}"
+        raise ConfigError(f"{source}: {lacking}; fetch it again")
     return model
-
-
-def processor(cls: Any, source: str) -> Any:
-    """A transformers tokenizer or image processor. Raises ConfigError."""
-    return from_pretrained(cls, source)
 
 
 # --- which networks scored -------------------------------------------------------------------------
@@ -153,24 +147,21 @@ def network_records(
 ) -> dict[str, dict[str, str]]:
     """Network -> source and checksum of its weights, of those of `networks` (name -> its columns) that score any
     of `columns`."""
-    scored = set(columns)
-    used = {name: str(getattr(sources, name)) for name, own in networks.items() if scored & set(own)}
-    return {name: {"source": source, "sha256": _weights_sum(source)} for name, source in used.items()}
-
-
-def _weights_sum(source: str) -> str:
-    files = weights_files(source)
-    return checksum(files[0]) if len(files) == 1 else content_sum(files)
+    records, scored = {}, set(columns)
+    for name in (name for name, own in networks.items() if scored & set(own)):
+        source = str(getattr(sources, name))
+        files = weights_files(source)
+        records[name] = {"source": source, "sha256": checksum(files[0]) if len(files) == 1 else content_sum(files)}
+    return records
 
 
 def unofficial(records: dict[str, dict[str, str]]) -> list[str]:
     """Reasons against comparing with published rows: networks whose published checksum is another one.
     Only what its publisher put into the file's name is known."""
     entries = load_manifest()
-    reasons = []
-    for name, record in records.items():
-        known = {f.file: f.sha256 or f.sha256_prefix for f in entries[FETCH_NAMES[name]].files}
-        for file, start in known.items():
-            if start and not record["sha256"].startswith(start):
-                reasons.append(f"networks.{name} is not {file}")
-    return reasons
+    return [
+        f"networks.{name} is not {file.file}"
+        for name, record in records.items()
+        for file in entries[FETCH_NAMES[name]].files
+        if not record["sha256"].startswith(file.sha256 or file.sha256_prefix or "")
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +27,40 @@ def load_square(path: Path, size: int) -> np.ndarray:
     return np.array(image)
 
 
-class _Guarded(Dataset[Any]):
-    """The item, or the user's error that reading it raised."""
+class Mapped(Dataset[Any]):
+    """`load(item)` of each of `items`, in their order."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, load: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.load, self.items = load, items
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
-
-
-class _Collate:
-    """`collate` of the items, or the first error among them."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Any]) -> Any:
-        return next((item for item in items if isinstance(item, Exception)), None) or self.collate(items)
+        return self.load(self.items[index])
 
 
 def load_in_batches(
-    dataset: Dataset[Any], size: int, workers: int, collate: Callable[[list[Any]], Any] = list
+    pictures: Mapped, size: int, workers: int, collate: Callable[[list[Any]], Any] = list
 ) -> Iterator[Any]:
-    """Batches in order. Raises what the data set raises for the user: ImageError, BenchmarkError, ...
+    """Iterates over batches in order. Raises what `pictures` raise for the user: ImageError, BenchmarkError, ...
 
     A DataLoader raises a worker's error anew with the worker's traceback as its text; here a user's error comes
     back as a value and is raised by the process that asked.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Guarded(dataset), batch_size=size, num_workers=workers, collate_fn=_Collate(collate)
-    )
-    for batch in loader:
+    guarded = Mapped(partial(_load_or_error, pictures.load), pictures.items)
+    for batch in DataLoader(guarded, size, num_workers=workers, collate_fn=partial(_collate, collate)):
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _load_or_error(load: Callable[[Any], Any], item: Any) -> Any:
+    try:
+        return load(item)
+    except UserError as error:
+        return error
+
+
+def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, Exception)), None) or collate(items)

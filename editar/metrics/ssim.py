@@ -50,7 +50,8 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             term = torch.stack([similarity.mean() for similarity, _ in pairs])
         else:
             inner = slice(RADIUS, -RADIUS)
-            term = torch.stack([_untile(contrast)[:, inner, inner].mean() for _, contrast in pairs])
+            whole = [contrast.permute(2, 1, 0, 3).flatten(2) for _, contrast in pairs]  # tiles -> (C, H, W)
+            term = torch.stack([contrast[:, inner, inner].mean() for contrast in whole])
         product = product * term.relu() ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return product
@@ -89,11 +90,6 @@ def _blur(padded: torch.Tensor, height: int, maps: int, width: int) -> torch.Ten
     blurred = torch.matmul(rows, strips).reshape(height * maps, width + 2 * RADIUS)
     strips = blurred.unfold(1, columns.shape[1], columns.shape[0]).transpose(0, 1)
     return torch.matmul(strips, columns.T).view(-1, height, maps, columns.shape[0])
-
-
-def _untile(tiles: torch.Tensor) -> torch.Tensor:
-    """(tiles, H, C, columns) -> (C, H, W)."""
-    return tiles.permute(2, 1, 0, 3).flatten(2)
 
 
 def _tile(size: int) -> int:

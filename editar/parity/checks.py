@@ -23,8 +23,6 @@ import torch
 
 from editar.errors import UserError
 
-KINDS = ("scaled", "relative", "elements", "absolute", "differing")
-
 
 class GoldenError(UserError):
     """Stored numbers that are missing, unreadable or incomplete; one line naming the file."""
@@ -162,9 +160,8 @@ class Golden:
 
     def same(self, name: str, got: object, stored: object) -> Check:
         """Two plain values (names, lists of names, shapes) that must be equal."""
-        equal = got == stored
-        note = "" if equal else f"found {str(got)[:80]}, stored {str(stored)[:80]}"
-        return Check(f"{self.folder.name}: {name}", 0.0 if equal else 1.0, 0.0, "differing", note)
+        note = "" if got == stored else f"found {str(got)[:80]}, stored {str(stored)[:80]}"
+        return Check(f"{self.folder.name}: {name}", float(got != stored), 0.0, "differing", note)
 
     def compare(self, kind: str, name: str, got: Any, stored: Any, tolerance: float) -> Check:
         name = f"{self.folder.name}: {name}"

@@ -14,16 +14,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from editar.config import DropConfig, GPTConfig, LossConfig, SamplingConfig
+from editar.config import GPTConfig, LossConfig, SamplingConfig
 from editar.models.gpt import GPT, KVCache
 from editar.models.rope import rope_table
 from editar.parity import gpt_training
 from editar.parity.checks import Check, Entries, Golden, GoldenError, Skipped
+from editar.parity.gpt_training import drops, prompts
 from editar.runtime.files import load_state
 from editar.sampling.decode import generate, guide
-from editar.training.losses import Objective, condition_drops
-
-CACHED = ("decode.pt", "greedy.json")
+from editar.training.losses import Objective
 
 
 def files(golden: Golden) -> list[str]:
@@ -31,12 +30,10 @@ def files(golden: Golden) -> list[str]:
     always += ["grads.pt", "train_steps.pt", "freqs_cis.npy", "freqs_cis_full_size_rows.npz"]
     if not (golden.folder / "config.json").is_file():
         return always
-    return always + ([] if is_grouped(golden.json("config.json")) else list(CACHED))
-
-
-def is_grouped(config: Entries) -> bool:
-    """Grouped-query shapes: the official cache cannot hold them, so no decoding is stored."""
-    return config.get("n_kv_head") not in (None, config["n_head"])
+    # Grouped-query shapes: the official cache cannot hold them, so no decoding is stored.
+    config = golden.json("config.json")
+    grouped = config.get("n_kv_head") not in (None, config["n_head"])
+    return always if grouped else [*always, "decode.pt", "greedy.json"]
 
 
 def run(golden: Golden) -> Iterator[Check | Skipped]:
@@ -49,39 +46,28 @@ def run(golden: Golden) -> Iterator[Check | Skipped]:
     yield from gpt_training.check_drops(golden)
     yield from gpt_training.check_gradients(golden, build(golden, cfg, state), inputs)
     yield from gpt_training.check_steps(golden, build(golden, cfg, state), inputs)
-    absent = [name for name in CACHED if not (golden.folder / name).is_file()]
-    for name in absent:
-        yield Skipped(f"{golden.folder.name}: {name}", "not stored for grouped-query attention")
-    if "decode.pt" not in absent:
-        yield from check_decode(golden, model, inputs)
-    if "greedy.json" not in absent:
-        yield from check_greedy(golden, model, inputs)
-
-
-# --- building -------------------------------------------------------------------------------------
+    for name, check in (("decode.pt", check_decode), ("greedy.json", check_greedy)):
+        if (golden.folder / name).is_file():
+            yield from check(golden, model, inputs)
+        else:
+            yield Skipped(f"{golden.folder.name}: {name}", "not stored for grouped-query attention")
 
 
 def gpt_config(stored: Entries, state: dict[str, torch.Tensor]) -> GPTConfig:
     """Official argument names -> ours. Shapes that are no argument there are read off the weights."""
+    same = {key: stored[key] for key in ("dim", "n_layer", "n_head", "vocab_size")}
+    optional = ("n_kv_head", "ffn_dim_multiplier", "multiple_of", "norm_eps", "initializer_range")
+    same |= {key: stored[key] for key in optional if key in stored}
+    dropouts = ("token_dropout", "attn_dropout", "resid_dropout", "ffn_dropout")
     cfg = GPTConfig(
-        dim=stored["dim"],
-        n_layer=stored["n_layer"],
-        n_head=stored["n_head"],
-        n_kv_head=stored.get("n_kv_head"),
-        ffn_dim_multiplier=stored.get("ffn_dim_multiplier"),
-        vocab_size=stored["vocab_size"],
         grid=math.isqrt(stored["block_size"]),
         text_tokens=stored["cls_token_num"],
         text_dim=stored["caption_dim"],
         null_text_rows=state["cls_embedding.uncond_embedding"].shape[0],
         teacher_dim=state["alignment.weight"].shape[0] if "alignment.weight" in state else None,
-        token_dropout=stored.get("token_dropout_p", 0.0),
-        attn_dropout=stored.get("attn_dropout_p", 0.0),
-        resid_dropout=stored.get("resid_dropout_p", 0.0),
-        ffn_dropout=stored.get("ffn_dropout_p", 0.0),
+        **same,
+        **{name: stored.get(f"{name}_p", 0.0) for name in dropouts},
     )
-    same = ("multiple_of", "norm_eps", "initializer_range")
-    cfg = replace(cfg, **{key: stored[key] for key in same if key in stored})
     cfg.rope.base = float(stored.get("rope_base", cfg.rope.base))
     return cfg
 
@@ -92,32 +78,14 @@ def build(golden: Golden, cfg: GPTConfig, state: dict[str, torch.Tensor]) -> GPT
     return model.to(golden.device, golden.dtype).eval()
 
 
-def prompts(golden: Golden, inputs: Entries) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Source codes (B, N), text (B, L, C), target codes (B, N) on the device."""
-    keys = ("input_img_indices", "input_txt_embs", "edited_img_indices")
-    source, text, target = (golden.put(inputs[key]) for key in keys)
-    return source, text, target
-
-
-def drops(golden: Golden, rand: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(drop_image, drop_text), (B,) bool, as training draws them from `rand` (B,) float32."""
-    drop_image, drop_text = condition_drops(rand, DropConfig())
-    return drop_image.to(golden.device), drop_text.to(golden.device)
-
-
-# --- names and positions --------------------------------------------------------------------------
-
-
 def check_names(golden: Golden, model: GPT) -> Iterator[Check]:
     stored = golden.json("keys.json")
     shapes = {entry["name"]: list(entry["shape"]) for entry in stored["state_dict_keys"]}
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}
     yield golden.same("state dict names", sorted(ours), sorted(shapes))
     yield golden.same("state dict shapes", {n: s for n, s in ours.items() if shapes.get(n) != s}, {})
-    parameters = {name for name, _ in model.named_parameters()}
-    yield golden.same("parameter names", sorted(parameters), sorted(stored["named_parameters"]))
-    buffers = {name for name, _ in model.named_buffers()}
-    yield golden.same("buffer names", sorted(buffers), sorted(stored["named_buffers"]))
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        yield golden.same(f"{kind} names", sorted(name for name, _ in named), sorted(stored[f"named_{kind}s"]))
     if "num_parameters" in stored:
         yield golden.same("parameter count", sum(p.numel() for p in model.parameters()), stored["num_parameters"])
 
@@ -140,9 +108,6 @@ def check_positions(golden: Golden, cfg: GPTConfig) -> Iterator[Check]:
         yield golden.scaled("rotary table rows, full size", table[rows], values, 1e-5)
 
 
-# --- teacher forcing ------------------------------------------------------------------------------
-
-
 def check_forward(
     golden: Golden, cfg: GPTConfig, state: dict[str, torch.Tensor], inputs: Entries
 ) -> Iterator[Check | Skipped]:
@@ -152,9 +117,9 @@ def check_forward(
     for name, stored in cases.items():
         if "rand" not in stored:
             continue
+        given = (source, text, target, *drops(golden, stored["rand"]))
         with torch.no_grad():
-            output = model(source, text, target, *drops(golden, stored["rand"]))
-            scores = Objective(model, LossConfig())(source, text, target, *drops(golden, stored["rand"]))
+            output, scores = model(*given), Objective(model, LossConfig())(*given)
         title = f"forward {name}"
         yield golden.scaled(f"{title} logits", output.logits, stored["logits"])
         yield golden.scaled(f"{title} loss", scores.terms["token"], stored["loss"])
@@ -171,26 +136,20 @@ def check_features(
     golden: Golden, cfg: GPTConfig, state: dict[str, torch.Tensor], inputs: Entries, title: str, stored: Entries
 ) -> Iterator[Check | Skipped]:
     """Distillation features; large ones are stored as every k-th channel and the sum of all."""
-    source, text, target = prompts(golden, inputs)
     for teacher in sorted({key.split("_")[1] for key in stored if key.startswith("features_")}):
         shape = stored.get(f"features_{teacher}_shape")
         grid = None if shape is None else math.isqrt(int(shape[1]))
         model = build(golden, replace(cfg, teacher_grid=grid), state).train()
         with torch.no_grad():
-            features = model(source, text, target, *drops(golden, stored["rand"])).features  # (B, T, C)
+            features = model(*prompts(golden, inputs), *drops(golden, stored["rand"])).features  # (B, T, C)
         for key in sorted(key for key in stored if key.split("_")[:2] == ["features", teacher]):
-            stride = re.fullmatch(r"features_\w+_ch(\d+)", key)
-            if stride:
-                yield golden.scaled(f"{title} {key}", features[..., :: int(stride[1])], stored[key])
-            elif key.endswith("_sum"):
-                yield golden.scaled(f"{title} {key}", features.double().sum(), stored[key])
-            elif key.endswith("_shape"):
+            if key.endswith("_shape"):
                 yield golden.same(f"{title} {key}", list(features.shape), stored[key].tolist())
-            else:
-                yield golden.scaled(f"{title} {key}", features, stored[key])
-
-
-# --- cached decoding ------------------------------------------------------------------------------
+                continue
+            stride = re.fullmatch(r"features_\w+_ch(\d+)", key)
+            part = features[..., :: int(stride[1])] if stride else features
+            part = features.double().sum() if key.endswith("_sum") else part
+            yield golden.scaled(f"{title} {key}", part, stored[key])
 
 
 class Replay(NamedTuple):
@@ -237,28 +196,16 @@ def check_cache(golden: Golden, cfg: GPTConfig, cache: KVCache, stored: torch.Te
     yield golden.scaled("key cache, layer 0", keys, stored[:, : cfg.sequence_tokens])
     text = keys[:, cfg.image_tokens : cfg.prefix_tokens]
     yield golden.identical("key cache, text rows zero", text, torch.zeros_like(text))
-    text_stored = stored[:, cfg.image_tokens : cfg.prefix_tokens]
-    yield golden.identical("key cache, text rows as stored", text, text_stored)
-
-
-# --- greedy sequences -----------------------------------------------------------------------------
+    yield golden.identical("key cache, text rows as stored", text, stored[:, cfg.image_tokens : cfg.prefix_tokens])
 
 
 def check_greedy(golden: Golden, model: GPT, inputs: Entries) -> Iterator[Check]:
     stored = golden.json("greedy.json")
     for case in stored["cases"]:
-        cfg = SamplingConfig(
-            cfg_scale=case["cfg_scale"],
-            cfg_interval=case["cfg_interval"],
-            temperature=case["temperature"],
-            top_k=case["top_k"],
-            top_p=case["top_p"],
-            greedy=True,
-        )
-        keep_image = torch.tensor(case["input_mode"])
-        yield from compare_greedy(
-            golden, f"greedy {case['name']}", model, inputs, torch.tensor(case["tokens"]), cfg, keep_image
-        )
+        settings = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")
+        cfg = SamplingConfig(**{key: case[key] for key in settings}, greedy=True)
+        tokens, keep_image = torch.tensor(case["tokens"]), torch.tensor(case["input_mode"])
+        yield from compare_greedy(golden, f"greedy {case['name']}", model, inputs, tokens, cfg, keep_image)
 
 
 def compare_greedy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -14,12 +14,24 @@ from editar.training.losses import Objective, condition_drops
 from editar.training.optim import make_optimizers
 
 
+def prompts(golden: Golden, inputs: Entries) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Source codes (B, N), text (B, L, C), target codes (B, N) on the device."""
+    keys = ("input_img_indices", "input_txt_embs", "edited_img_indices")
+    source, text, target = (golden.put(inputs[key]) for key in keys)
+    return source, text, target
+
+
+def drops(golden: Golden, rand: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(drop_image, drop_text), (B,) bool, as training draws them from `rand` (B,) float32."""
+    drop_image, drop_text = condition_drops(rand, DropConfig())
+    return drop_image.to(golden.device), drop_text.to(golden.device)
+
+
 def check_drops(golden: Golden) -> Iterator[Check]:
     table = golden.json("dropout_table.json")
     uniform = torch.tensor([row["rand"] for row in table], dtype=torch.float64)
-    drop_image, drop_text = condition_drops(uniform, DropConfig())
-    yield golden.identical("dropout table, image", drop_image, [row["image_dropped"] for row in table])
-    yield golden.identical("dropout table, text", drop_text, [row["text_dropped"] for row in table])
+    for kind, dropped in zip(("image", "text"), drops(golden, uniform), strict=True):
+        yield golden.identical(f"dropout table, {kind}", dropped, [row[f"{kind}_dropped"] for row in table])
 
 
 def check_gradients(golden: Golden, model: GPT, inputs: Entries) -> Iterator[Check]:
@@ -32,42 +44,33 @@ def check_gradients(golden: Golden, model: GPT, inputs: Entries) -> Iterator[Che
         model.zero_grad()
         for buffer in model.buffers():
             buffer.grad = None
-        loss = cross_entropy(golden, model, inputs, rands[name]["rand"])
+        given = (*prompts(golden, inputs), *drops(golden, rands[name]["rand"]))
+        loss = Objective(model, LossConfig())(*given).terms["token"]
         loss.backward()
         yield golden.scaled(f"gradients {name} loss", loss, stored["loss"])
         yield from compare_gradients(golden, f"gradients {name}", model, stored)
 
 
-def cross_entropy(golden: Golden, model: GPT, inputs: Entries, rand: torch.Tensor) -> torch.Tensor:
-    masks = (mask.to(golden.device) for mask in condition_drops(rand, DropConfig()))
-    target = golden.put(inputs["edited_img_indices"])
-    objective = Objective(model, LossConfig())
-    scores = objective(golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"]), target, *masks)
-    return scores.terms["token"]
-
-
 def compare_gradients(golden: Golden, title: str, model: GPT, stored: Entries) -> Iterator[Check]:
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    names = sorted(stored["norms"])
-    yield golden.same(f"{title} names", sorted(gradients), names)
-    norms = [norm_or_nan(gradients.get(name)) for name in names]
-    yield golden.elements(f"{title} norms", norms, [float(stored["norms"][name]) for name in names])
+    yield golden.same(f"{title} names", sorted(gradients), sorted(stored["norms"]))
+    norms, expected = norms_of(gradients, stored["norms"])
+    yield golden.elements(f"{title} norms", norms, expected)
     total = math.sqrt(sum(norm**2 for norm in norms if not math.isnan(norm)))
     yield golden.elements(f"{title} total norm", total, stored["total_norm"])
-    for part in ("full", "slice_8x8"):
-        for name, value in stored[part].items():
-            yield golden.relative(f"{title} {name}", corner(gradients.get(name), value), value)
     buffers = {name: buffer.grad for name, buffer in model.named_buffers()}
-    tables = sorted(stored["buffer_grad_norms"])
-    norms = [norm_or_nan(buffers.get(name)) for name in tables]
-    expected = [float(stored["buffer_grad_norms"][name]) for name in tables]
-    yield golden.elements(f"{title} null table norms", norms, expected)
-    for name, value in stored.get("buffer_grad_slice_4x4", {}).items():
-        yield golden.relative(f"{title} {name}", corner(buffers.get(name), value), value)
+    yield golden.elements(f"{title} null table norms", *norms_of(buffers, stored["buffer_grad_norms"]))
+    for part in (stored["full"], stored["slice_8x8"], stored.get("buffer_grad_slice_4x4", {})):
+        for name, value in part.items():
+            yield golden.relative(f"{title} {name}", corner((gradients | buffers).get(name), value), value)
 
 
-def norm_or_nan(gradient: torch.Tensor | None) -> float:
-    return math.nan if gradient is None else gradient.detach().float().norm().item()
+def norms_of(
+    tensors: Mapping[str, torch.Tensor | None], stored: Mapping[str, float]
+) -> tuple[list[float], list[float]]:
+    """Norms of the named tensors, NaN where there is none, and the stored ones."""
+    found = {name: tensor.detach().float().norm().item() for name, tensor in tensors.items() if tensor is not None}
+    return [found.get(name, math.nan) for name in stored], [float(norm) for norm in stored.values()]
 
 
 def corner(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
@@ -98,12 +101,9 @@ def one_step(
     golden: Golden, model: GPT, inputs: Entries, optimizers: list[torch.optim.Optimizer], stored: Entries
 ) -> dict[str, float]:
     """One clipped update -> token, distill, total loss and the gradient norm before clipping."""
-    target = golden.put(inputs["edited_img_indices"])
-    uniform = torch.full((len(target),), float(stored["rand"]))
-    masks = (mask.to(golden.device) for mask in condition_drops(uniform, DropConfig()))
-    model.train()
-    objective = Objective(model, LossConfig(distill_weight=stored["distill_loss_weight"]))
-    source, text = golden.put(inputs["input_img_indices"]), golden.put(inputs["input_txt_embs"])
+    source, text, target = prompts(golden, inputs)
+    masks = drops(golden, torch.full((len(target),), float(stored["rand"])))
+    objective = Objective(model.train(), LossConfig(distill_weight=stored["distill_loss_weight"]))
     terms = objective(source, text, target, *masks, golden.put(stored["distill_target"])).terms
     total = torch.stack([term.float() for term in terms.values()]).sum()
     model.zero_grad()
@@ -119,8 +119,6 @@ def compare_parameters(golden: Golden, model: GPT, stored: Entries) -> Iterator[
     for name, value in stored["params_after"].items():
         found = corner(parameters.get(name), value)
         yield golden.absolute(f"after steps {name}", found, value, golden.tolerance.steps)
-    names = sorted(stored["param_norms_after"])
-    yield golden.same("after steps parameter names", sorted(parameters), names)
-    norms = [norm_or_nan(parameters.get(name)) for name in names]
-    expected = [float(stored["param_norms_after"][name]) for name in names]
-    yield golden.elements("after steps parameter norms", norms, expected)
+    norms = stored["param_norms_after"]
+    yield golden.same("after steps parameter names", sorted(parameters), sorted(norms))
+    yield golden.elements("after steps parameter norms", *norms_of(parameters, norms))

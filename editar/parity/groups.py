@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -15,23 +15,16 @@ from editar.parity.checks import BFLOAT16, FLOAT32, Check, Golden, GoldenError, 
 Line = Check | Skipped
 
 
-@dataclass(frozen=True)
-class Group:
-    """`files(golden)` names what must be there, `run(golden)` yields the checks."""
-
-    files: Callable[[Golden], list[str]]
-    run: Callable[[Golden], Iterator[Line]]
-
-
-# A new group joins here: the folder's name and its module's two functions.
-GROUPS: dict[str, Group] = {
-    "gpt": Group(gpt.files, gpt.run),
-    "release_ckpt": Group(release.files, release.run),
-    "vq": Group(vq.files, vq.run),
-    "preprocess": Group(preprocess.files, preprocess.run),
-    "sampling": Group(sampling.files, sampling.run),
-    "pie": Group(pie.files, pie.run),
-    "translation": Group(translation.files, translation.run),
+# A new group joins here: the folder's name and its module, whose `files(golden)` names what must be there and whose
+# `run(golden)` yields the checks.
+GROUPS: dict[str, ModuleType] = {
+    "gpt": gpt,
+    "release_ckpt": release,
+    "vq": vq,
+    "preprocess": preprocess,
+    "sampling": sampling,
+    "pie": pie,
+    "translation": translation,
 }
 
 
@@ -50,7 +43,7 @@ def run_all(root: Path, device: torch.device, dtype: torch.dtype) -> Iterator[Li
             yield from run_group(GROUPS[name], Golden(root / name, device, dtype, tolerance))
 
 
-def run_group(group: Group, golden: Golden) -> Iterator[Line]:
+def run_group(group: ModuleType, golden: Golden) -> Iterator[Line]:
     """One group's checks; what keeps it from finishing is one failed check that says so."""
     missing = [name for name in group.files(golden) if not (golden.folder / name).is_file()]
     if missing:

@@ -71,17 +71,13 @@ def check_picture(golden: Golden, item: Entries) -> Iterator[Check]:
 
 def check_prompts(golden: Golden) -> Iterator[Check]:
     for row in golden.json("prompts.json"):
-        task = row["task"]
-        words = template(SOURCES[task]).format(row["caption"])
-        yield golden.same(f"prompt {task}", words, row["prompt"])
-        length = row["tokenizer_kwargs"]["max_length"]
+        task, length = row["task"], row["tokenizer_kwargs"]["max_length"]
+        yield golden.same(f"prompt {task}", template(SOURCES[task]).format(row["caption"]), row["prompt"])
         yield golden.same(f"prompt {task} tokens", TextConfig().max_tokens, length)
 
 
 def check_removals(golden: Golden) -> Iterator[Check]:
     for number, row in enumerate(golden.json("pipe_instructions.json")):
         text = row["instruction"]
-        yield golden.same(f"add/remove instruction {number} forward", text, row["forward"]["edit_text"])
-        yield golden.same(
-            f"add/remove instruction {number} flipped", remove_instruction(text), row["flipped"]["edit_text"]
-        )
+        for direction, ours in (("forward", text), ("flipped", remove_instruction(text))):
+            yield golden.same(f"add/remove instruction {number} {direction}", ours, row[direction]["edit_text"])

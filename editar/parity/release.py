@@ -7,14 +7,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from editar.config import GPTConfig, LossConfig, OptimConfig, SamplingConfig
-from editar.images import load_image, preprocess
 from editar.models.gpt import GPT
-from editar.models.vq import VQModel
 from editar.parity import gpt, vq
 from editar.parity.checks import Check, Entries, Golden, Skipped
+from editar.parity.gpt_training import drops, prompts
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.weights.read import read_file
@@ -33,7 +31,8 @@ def run(golden: Golden) -> Iterator[Check | Skipped]:
     model = gpt.build(golden, cfg, release["model"])
     yield from check_release(golden, release, cfg, config, keys["editar_release"])
     yield from check_images(golden, config, keys, stored)
-    yield from check_training_forward(golden, model, stored)
+    yield from compare_forward(golden, "release, nothing dropped", model, stored, "train_{}_no_drop", None)
+    yield from compare_forward(golden, "release, drops", model, stored, "train_{}_drop", stored["train_rand_drop"])
     yield from check_greedy(golden, model, stored)
     yield from check_text_to_image(golden, cfg, keys, stored)
 
@@ -54,17 +53,11 @@ def check_release(golden: Golden, release: Entries, cfg: GPTConfig, config: Entr
     optimizer = make_optimizers(model, OptimConfig(lr=groups[0]["lr"], weight_decay=groups[0]["weight_decay"]))[0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for number, group in enumerate(optimizer.param_groups):
-        ours = [names[id(parameter)] for parameter in group["params"]]
-        yield golden.same(f"release optimiser group {number}", ours, keys[f"optimizer_group{number}_names"])
-        decay = groups[number]["weight_decay"]
-        yield golden.same(f"release optimiser group {number} decay", group["weight_decay"], decay)
+        title, ours = f"release optimiser group {number}", [names[id(parameter)] for parameter in group["params"]]
+        yield golden.same(title, ours, keys[f"optimizer_group{number}_names"])
+        yield golden.same(f"{title} decay", group["weight_decay"], groups[number]["weight_decay"])
     optimizer.load_state_dict(release["optimizer"])
-    wrong = [
-        names[id(parameter)]
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if optimizer.state[parameter]["exp_avg"].shape != parameter.shape
-    ]
+    wrong = [names[id(p)] for p, state in optimizer.state.items() if state["exp_avg"].shape != p.shape]
     yield golden.same("release optimiser state misfits", wrong, [])
 
 
@@ -72,13 +65,8 @@ def check_images(golden: Golden, config: Entries, keys: Entries, stored: Entries
     """Pictures -> codes, and greedy codes -> pictures, with the checkpoint's tokenizer."""
     state = load_official(golden, "vq_tiny.pt")["model"]
     yield golden.same("tokenizer weights", len(state), keys["vq_tiny"]["num_keys"])
-    model: VQModel = vq.build(golden, vq.tokenizer_config(config["vq"]), state)
-    size = config["vq"]["image_size"]
-    for number, expected in enumerate(stored["input_images"]):
-        name = f"image_{number}.png"
-        if (golden.folder / name).is_file():
-            pixels = preprocess(load_image(golden.path(name)), size)
-            yield golden.absolute(f"{name} tensor", pixels, expected, golden.tolerance.pixels)
+    model = vq.build(golden, vq.tokenizer_config(config["vq"]), state)
+    yield from vq.check_pictures(golden, config["vq"]["image_size"], stored["input_images"])
     codes = model.encode(golden.put(stored["input_images"]))
     yield golden.identical("codes of the images", codes, stored["input_img_indices"], golden.tolerance.codes)
     for key in sorted(key for key in stored if key.startswith("decoded_image_")):
@@ -86,20 +74,15 @@ def check_images(golden: Golden, config: Entries, keys: Entries, stored: Entries
         yield golden.scaled(key, model.decode(tokens), stored[key])
 
 
-def check_training_forward(golden: Golden, model: GPT, stored: Entries) -> Iterator[Check]:
-    yield from compare_forward(golden, "release, nothing dropped", model, stored, "train_{}_no_drop", None)
-    yield from compare_forward(golden, "release, drops", model, stored, "train_{}_drop", stored["train_rand_drop"])
-
-
 @torch.no_grad()
 def compare_forward(
     golden: Golden, title: str, model: GPT, stored: Entries, key: str, rand: torch.Tensor | None
 ) -> list[Check]:
     """Teacher forcing against stored `key` with logits, loss and, where there are some, features."""
-    source, text, target = gpt.prompts(golden, stored)
-    masks = (None, None) if rand is None else gpt.drops(golden, rand)
-    output = model.train()(source, text, target, *masks)
-    loss = Objective(model, LossConfig())(source, text, target, *masks).terms["token"]
+    masks = (None, None) if rand is None else drops(golden, rand)
+    given = (*prompts(golden, stored), *masks)
+    output = model.train()(*given)
+    loss = Objective(model, LossConfig())(*given).terms["token"]
     model.eval()
     checks = [
         golden.scaled(f"{title} logits", output.logits, stored[key.format("logits")]),
@@ -117,9 +100,6 @@ def check_greedy(golden: Golden, model: GPT, stored: Entries) -> Iterator[Check]
         yield from gpt.compare_greedy(golden, f"release {key}", model, stored, stored[key], cfg, keep_image)
 
 
-# --- starting from text-to-image weights ----------------------------------------------------------
-
-
 def check_text_to_image(golden: Golden, cfg: GPTConfig, keys: Entries, stored: Entries) -> Iterator[Check]:
     state = load_official(golden, "t2i_tiny.pt")["model"]
     yield golden.same("t2i weights", sorted(state), sorted(keys["t2i_state_dict_keys"]))
@@ -127,16 +107,14 @@ def check_text_to_image(golden: Golden, cfg: GPTConfig, keys: Entries, stored: E
         teacher = key.removeprefix(LOAD_KEY)
         model = GPT(replace(cfg, teacher_dim=None if teacher == "None" else cfg.teacher_dim))
         result = model.load_state_dict(state, strict=False)
-        expected = keys[key]
-        title = f"t2i into edit model (teacher {teacher})"
+        own, expected, title = model.state_dict(), keys[key], f"t2i into edit model (teacher {teacher})"
         yield golden.same(f"{title} missing", sorted(result.missing_keys), sorted(expected["missing_keys"]))
         yield golden.same(f"{title} unexpected", sorted(result.unexpected_keys), sorted(expected["unexpected_keys"]))
-        own = model.state_dict()
         taken = [name for name in expected["taken_from_t2i"] if torch.equal(own[name], state[name])]
         yield golden.same(f"{title} taken over", taken, list(expected["taken_from_t2i"]))
     model = model.to(golden.device, golden.dtype)
     yield from compare_forward(golden, "edit model after t2i", model, stored, "t2i_init_train_{}_no_drop", None)
-    _, text, target = gpt.prompts(golden, stored)
+    _, text, target = prompts(golden, stored)
     logits = text_to_image_logits(model, text, target)
     yield golden.scaled("t2i itself logits", logits, stored["upstream_t2i_train_logits"])
     loss = F.cross_entropy(logits.transpose(1, 2), target)
@@ -155,7 +133,6 @@ def text_to_image_logits(model: GPT, text: torch.Tensor, target: torch.Tensor) -
     rope = torch.cat([ours[n : n + length], ours[: n - 1]])  # (L + N - 1, hd/2, 2)
     caption = model.cls_embedding(text, None)  # (B, L, D)
     x = torch.cat([caption, model.tok_embeddings(target[:, :-1])], dim=1)
-    layers: nn.ModuleList = model.layers
-    for layer in layers:
+    for layer in model.layers:
         x = layer(x, rope)
     return model.output(model.norm(x[:, length - 1 :])).float()

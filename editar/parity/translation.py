@@ -24,13 +24,14 @@ def files(golden: Golden) -> list[str]:
     named = ["expected.json"]
     if (golden.folder / "expected.json").is_file():
         stored = golden.json("expected.json")
-        for task, ids in (
-            ("depth", stored["depth"]["rmse_per_image_per_group"]),
-            ("edge", stored["edge"]["per_sample"]),
-        ):
-            named += [f"{task}/annotations/{id}.png" for id in ids]
-            named += [f"{task}/images/group_{group}/{id}_{task}.png" for id in ids for group in range(GROUPS)]
+        for task, entry in (("depth", "rmse_per_image_per_group"), ("edge", "per_sample")):
+            for id in stored[task][entry]:
+                named += [f"{task}/annotations/{id}.png", *predictions(task, id)]
     return named
+
+
+def predictions(task: str, id: str) -> list[str]:
+    return [f"{task}/images/group_{group}/{id}_{task}.png" for group in range(GROUPS)]
 
 
 def run(golden: Golden) -> Iterator[Check | Skipped]:
@@ -48,12 +49,8 @@ def grey(path: Path) -> np.ndarray:
 
 def read_maps(golden: Golden, task: str, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """-> predictions (P, 4, H, W) and labels (P, H, W), uint8."""
-    found = [
-        [grey(golden.path(f"{task}/images/group_{group}/{id}_{task}.png")) for group in range(GROUPS)] for id in ids
-    ]
-    return np.stack([np.stack(maps) for maps in found]), np.stack(
-        [grey(golden.path(f"{task}/annotations/{id}.png")) for id in ids]
-    )
+    found = np.array([[grey(golden.path(name)) for name in predictions(task, id)] for id in ids])
+    return found, np.array([grey(golden.path(f"{task}/annotations/{id}.png")) for id in ids])
 
 
 def close(golden: Golden, name: str, got: object, stored: object) -> Check:
@@ -95,23 +92,17 @@ def check_edges(golden: Golden, stored: Entries) -> Iterator[Check]:
 
 def check_segmentation(golden: Golden, stored: Entries) -> Iterator[Check]:
     labels = sorted((golden.folder / "seg").glob("label_*.png"))
-    for title, expected, reduce in (
-        ("segmentation", stored, False),
-        ("segmentation without zero label", stored["reduce_zero_label_variant"], True),
-    ):
+    for reduce in (False, True):
+        title = "segmentation without zero label" if reduce else "segmentation"
+        expected = stored["reduce_zero_label_variant"] if reduce else stored
         confusion = Confusion(stored["num_classes"], stored["ignore_index"], reduce)
         for path in labels:
             confusion.update(grey(path.with_name(path.name.replace("label", "pred"))), grey(path))
         scores = confusion.scores()
         yield golden.identical(f"{title} confusion", confusion.matrix, expected["confusion_rows_label_cols_pred"])
-        yield close(golden, f"{title} IoU", scores.iou, undefined(expected["iou_per_class"]))
+        yield close(golden, f"{title} IoU", scores.iou, np.array(expected["iou_per_class"], float))  # null -> NaN
         yield close(golden, f"{title} mIoU", scores.miou, expected["miou"])
         yield close(golden, f"{title} aAcc", scores.aacc, expected["aacc"])
         if "macc" in expected:
-            yield close(golden, f"{title} accuracy", scores.accuracy, undefined(expected["acc_per_class"]))
+            yield close(golden, f"{title} accuracy", scores.accuracy, np.array(expected["acc_per_class"], float))
             yield close(golden, f"{title} mAcc", scores.macc, expected["macc"])
-
-
-def undefined(values: list[float | None]) -> list[float]:
-    """null -> NaN."""
-    return [float("nan") if value is None else value for value in values]

@@ -22,38 +22,28 @@ def files(golden: Golden) -> list[str]:
 
 
 def run(golden: Golden) -> Iterator[Check | Skipped]:
-    cfg, state = tokenizer_config(golden.json("config.json")), golden.tensors("state_dict.pt")
-    stored = golden.tensors("outputs.pt")
-    size = golden.json("config.json")["image_size"]
-    yield from check_pictures(golden, size, stored["images"])
+    config, state, stored = golden.json("config.json"), golden.tensors("state_dict.pt"), golden.tensors("outputs.pt")
+    yield from check_pictures(golden, config["image_size"], stored["images"])
+    cfg = tokenizer_config(config)
     model = build(golden, cfg, state)
     yield from check_encoding(golden, model, stored)
     yield from check_decoding(golden, model, stored)
     yield from check_without_l2(golden, build(golden, replace(cfg, codebook_l2_norm=False), state), stored)
     losses = golden.json("train_losses.json")
-    for name in [key for key, value in losses.items() if isinstance(value, dict)]:
-        yield from check_training_mode(golden, name, losses[name], cfg, state, stored["images"])
+    own = ("codebook_l2_norm", "entropy_loss_ratio", "commit_loss_beta")
+    for name, calls in losses.items():
+        if isinstance(calls, Entries):
+            model = build(golden, replace(cfg, **{key: calls[key] for key in own}), state).train()
+            yield from check_training_mode(golden, f"losses {name}", model, calls, stored["images"])
 
 
 def tokenizer_config(stored: Entries) -> TokenizerConfig:
     """Official argument names -> ours; what the file leaves out keeps the official default."""
-    cfg = TokenizerConfig(
-        ch=stored["ch"],
-        encoder_ch_mult=list(stored["encoder_ch_mult"]),
-        decoder_ch_mult=list(stored["decoder_ch_mult"]),
-        z_channels=stored["z_channels"],
-        codebook_size=stored["codebook_size"],
-        codebook_dim=stored["codebook_embed_dim"],
-    )
-    optional = {
-        "num_res_blocks": "num_res_blocks",
-        "norm_groups": "norm_groups",
-        "codebook_l2_norm": "codebook_l2_norm",
-        "commit_loss_beta": "commit_loss_beta",
-        "entropy_loss_ratio": "entropy_loss_ratio",
-        "dropout_p": "dropout",
-    }
-    return replace(cfg, **{ours: stored[theirs] for theirs, ours in optional.items() if theirs in stored})
+    same = ("ch", "encoder_ch_mult", "decoder_ch_mult", "z_channels", "codebook_size")
+    optional = ("num_res_blocks", "norm_groups", "codebook_l2_norm", "commit_loss_beta", "entropy_loss_ratio")
+    values = {key: stored[key] for key in same} | {key: stored[key] for key in optional if key in stored}
+    cfg = TokenizerConfig(**values, codebook_dim=stored["codebook_embed_dim"])
+    return replace(cfg, dropout=stored.get("dropout_p", cfg.dropout))
 
 
 def build(golden: Golden, cfg: TokenizerConfig, state: dict[str, torch.Tensor]) -> VQModel:
@@ -117,23 +107,11 @@ def check_without_l2(golden: Golden, model: VQModel, stored: Entries) -> Iterato
 
 
 def check_training_mode(
-    golden: Golden,
-    name: str,
-    stored: Entries,
-    cfg: TokenizerConfig,
-    state: dict[str, torch.Tensor],
-    images: torch.Tensor,
+    golden: Golden, name: str, model: VQModel, stored: Entries, images: torch.Tensor
 ) -> Iterator[Check]:
     """Quantiser losses of consecutive calls; the usage history carries over from call to call."""
-    cfg = replace(
-        cfg,
-        codebook_l2_norm=stored["codebook_l2_norm"],
-        entropy_loss_ratio=stored["entropy_loss_ratio"],
-        commit_loss_beta=stored["commit_loss_beta"],
-    )
-    model = build(golden, cfg, state).train()
     for number, call in enumerate(stored["consecutive_train_mode_calls"]):
-        title = f"losses {name}, call {number}"
+        title = f"{name}, call {number}"
         if call["batch"] not in BATCHES:
             yield golden.same(f"{title} batch", call["batch"], f"one of {', '.join(BATCHES)}")
             return
@@ -146,4 +124,4 @@ def check_training_mode(
         yield golden.same(f"{title} new codes", codes.numel(), call["num_new_indices"])
     tail = stored["codebook_used_tail"]
     recent = model.quantize.codebook_used[-len(tail) :]
-    yield golden.identical(f"losses {name}, end of the history", recent, tail, golden.tolerance.codes)
+    yield golden.identical(f"{name}, end of the history", recent, tail, golden.tolerance.codes)

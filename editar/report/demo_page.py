@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 
 from editar.data.sample import EditSample
-from editar.report.plots import Plot, bars, legend_above, new_figure, picture_uri, to_plot
+from editar.report.plots import Plot, bars, legend_above, new_figure, page_template, picture_uri, to_plot
 from editar.runtime.files import write_text
 from editar.tables.scores import Evaluation
 from editar.tables.statistics import Mean
@@ -33,7 +32,6 @@ def write_demo_page(
 
     `outputs` are those of some methods by name, (S, S, 3) uint8 each, in the order of `samples`.
     """
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     rows = {method.method: method.rows for method in evaluation.methods}
     examples = [
         {
@@ -49,7 +47,7 @@ def write_demo_page(
         }
         for i, sample in enumerate(samples[:most])
     ]
-    html = environment.get_template("demo_page.html.j2").render(
+    html = page_template("demo_page.html.j2").render(
         title=title, intro=intro, columns=list(rows), rows=_rows(evaluation), plots=plots,
         models=list(outputs), examples=examples, strip=strip,
     )  # fmt: skip
@@ -99,8 +97,8 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
 
 
 def sweep_curve(sweep: Evaluation, scales: tuple[float, ...]) -> Plot:
-    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world); the
-    methods of `sweep` belong to `scales`."""
+    """Success and background PSNR against the guidance scale (Figure 6 of the paper, on the nano world); method i
+    of `sweep` was sampled at `scales[i]`."""
     figure, panels = new_figure(len(sweep.columns))
     means = [sweep.means(method) for method in sweep.methods]
     for axes, column in zip(panels, sweep.columns, strict=True):

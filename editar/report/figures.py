@@ -22,7 +22,7 @@ def group_bars(evaluation: Evaluation, title: str) -> list[Plot]:
     by_method = {method.method: evaluation.means_by(method, title) for method in evaluation.methods}
     every = list(next(iter(by_method.values())))
     plots = []
-    for column in _row_columns(evaluation):
+    for column in evaluation.row_columns():
         groups = [group for group in every if any(found[group][column.name].count for found in by_method.values())]
         if not groups:
             continue
@@ -41,8 +41,8 @@ def group_bars(evaluation: Evaluation, title: str) -> list[Plot]:
 def distributions(evaluation: Evaluation) -> Plot | None:
     """Histograms per column, methods over each other; None where there is nothing to draw."""
     values = {
-        column: [_finite(row[column.name] for row in method.rows) for method in evaluation.methods]
-        for column in _row_columns(evaluation)
+        column: [_finite([row[column.name] for row in method.rows]) for method in evaluation.methods]
+        for column in evaluation.row_columns()
     }
     drawn = {column: found for column, found in values.items() if len(np.unique(np.concatenate(found))) > 2}
     if not drawn:
@@ -64,9 +64,6 @@ def distributions(evaluation: Evaluation) -> Plot | None:
     return to_plot(figure, "Score distributions", f"Pictures per value of each score.{note}")
 
 
-# --- several runs ---------------------------------------------------------------------------------
-
-
 def guidance_sweeps(evaluation: Evaluation) -> list[Plot]:
     """As Figure 6: every column against cfg_scale, a line per checkpoint; [] unless one has several scales."""
     lines = [line for line in _alike(evaluation, "cfg_scale") if len({_scale(method) for method in line}) > 1]
@@ -74,13 +71,10 @@ def guidance_sweeps(evaluation: Evaluation) -> list[Plot]:
         return []
     figure, panels = new_figure(len(evaluation.columns))
     for line in lines:
-        line = sorted(line, key=_scale)
-        means, scales = [evaluation.means(method) for method in line], [_scale(method) for method in line]
-        name = f"weights {_weights(line[0])[:8]}"
-        for axes, column in zip(panels, evaluation.columns, strict=True):
-            points = [_point(found[column.name]) for found in means]
-            axes.errorbar(scales, [point[0] for point in points], whiskers(points), fmt="o-", capsize=2, label=name)
-    _describe(panels, evaluation.columns, "cfg_scale")
+        line, name = sorted(line, key=_scale), f"weights {_weights(line[0])[:8]}"
+        _draw_means(panels, evaluation, line, [_scale(method) for method in line], fmt="o-", capsize=2, label=name)
+    for axes in panels:
+        axes.set_xlabel("cfg_scale")
     if len(lines) > 1:
         legend_above(figure, panels[0])
     return [to_plot(figure, "Guidance sweep", "The same weights at several guidance scales; bars are 95 % intervals.")]
@@ -93,13 +87,10 @@ def ablations(evaluation: Evaluation) -> list[Plot]:
         if len({_weights(method) for method in group}) < 2:
             continue
         figure, panels = new_figure(len(evaluation.columns))
-        means, positions = [evaluation.means(method) for method in group], range(len(group))
-        for axes, column in zip(panels, evaluation.columns, strict=True):
-            points = [_point(found[column.name]) for found in means]
-            axes.errorbar(positions, [point[0] for point in points], whiskers(points), fmt="o", capsize=4)
-            axes.set_xticks(positions, [plain(method.method) for method in group], rotation=20, ha="right")
+        _draw_means(panels, evaluation, group, range(len(group)), fmt="o", capsize=4)
+        for axes in panels:
+            axes.set_xticks(range(len(group)), [plain(method.method) for method in group], rotation=20, ha="right")
             axes.margins(x=0.2)
-        _describe(panels, evaluation.columns, "")
         note = f"Different weights, everything else alike (cfg_scale {_scale(group[0]):g}); bars are 95 % intervals."
         plots.append(to_plot(figure, "Ablation", note))
     return plots
@@ -129,19 +120,16 @@ def _weights(method: MethodScores) -> str:
     return str(method.generated_with["weights_sha256"])
 
 
-# --- shared ---------------------------------------------------------------------------------------
-
-
-def _describe(panels: Sequence[Any], columns: Sequence[Column], below: str) -> None:
-    for axes, column in zip(panels, columns, strict=True):
+def _draw_means(
+    panels: Sequence[Any], evaluation: Evaluation, methods: list[MethodScores], at: Sequence[float], **style: Any
+) -> None:
+    """The methods' means with their intervals at the places `at`, in a panel per column; `style` is matplotlib's."""
+    means = [evaluation.means(method) for method in methods]
+    for axes, column in zip(panels, evaluation.columns, strict=True):
+        points = [_point(found[column.name]) for found in means]
+        axes.errorbar(at, [point[0] for point in points], whiskers(points), **style)
         axes.set_title(column.title, fontsize=10)
         axes.set_ylabel(_axis(column), fontsize=9)
-        axes.set_xlabel(below)
-
-
-def _row_columns(evaluation: Evaluation) -> list[Column]:
-    whole = {name for method in evaluation.methods for name in method.whole}
-    return [column for column in evaluation.columns if column.name not in whole]
 
 
 def _axis(column: Column) -> str:
@@ -154,6 +142,5 @@ def _point(mean: Mean) -> Point:
     return value, low, high
 
 
-def _finite(values: Any) -> np.ndarray:
-    array = np.asarray(list(values), np.float64)
-    return array[np.isfinite(array)]
+def _finite(values: list[float]) -> np.ndarray:
+    return np.array([value for value in values if math.isfinite(value)], np.float64)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from editar.errors import BenchmarkError, ImageError
 from editar.evaluation.registry import benchmark_class
 from editar.images import load_image
 from editar.report.plots import picture_uri
+from editar.tables.render import strict_json
 from editar.tables.scores import Evaluation
 
 THUMBNAIL = 192
@@ -36,8 +35,7 @@ class Gallery:
             self.notes.append(f"Pictures of {len(chosen)} of {len(first.rows)} entries; --pictures embeds more.")
         with ThreadPoolExecutor() as pool:
             shown = dict(zip(chosen, pool.map(self._pictures, chosen), strict=True))
-        whole = {name for method in evaluation.methods for name in method.whole}
-        columns = [column for column in evaluation.columns if column.name not in whole]
+        columns = evaluation.row_columns()
         names = {title: list(dict.fromkeys(groups)) for title, groups in first.groups.items()}
         self.data: dict[str, Any] = {
             "methods": [method.method for method in evaluation.methods],
@@ -48,7 +46,7 @@ class Gallery:
                     "id": str(row["id"]),
                     "text": str(row["instruction"]),
                     "groups": [found.index(first.groups[title][i]) for title, found in names.items()],
-                    "scores": [[_number(m.rows[i][c.name]) for c in columns] for m in evaluation.methods],
+                    "scores": [strict_json([round(m.rows[i][c.name], 4) for c in columns]) for m in evaluation.methods],
                     "pictures": shown.get(i),
                 }
                 for i, row in enumerate(first.rows)
@@ -61,29 +59,24 @@ class Gallery:
             )
 
     def _pictures(self, i: int) -> dict[str, Any]:
-        row = self.evaluation.methods[0].rows[i]
+        rows = [method.rows[i] for method in self.evaluation.methods]
         return {
-            "source": self._thumbnail(partial(load_image, row["source"])),
-            "results": [
-                self._thumbnail(partial(self.load_result, Path(method.rows[i]["result"])))
-                for method in self.evaluation.methods
-            ],
-            "outline": self._outline(row.get("mask")),
+            "source": self._uri(thumbnail_uri, load_image, rows[0]["source"]),
+            "results": [self._uri(thumbnail_uri, self.load_result, Path(row["result"])) for row in rows],
+            "outline": self._uri(outline_uri, _load_mask, rows[0]["mask"]) if rows[0].get("mask") else None,
         }
 
-    def _outline(self, mask: str | None) -> str | None:
+    def _uri(self, draw: Callable[[Any], str], load: Callable[[Any], Any], file: str | Path) -> str | None:
         try:
-            return None if mask is None else outline_uri(np.asarray(load_image(mask).convert("L")) > 127)
-        except ImageError as error:
-            self.failures.append(str(error))
-            return None
-
-    def _thumbnail(self, open: Callable[[], Picture]) -> str | None:
-        try:
-            return thumbnail_uri(open())
+            return draw(load(file))
         except (BenchmarkError, ImageError) as error:
             self.failures.append(str(error))
             return None
+
+
+def _load_mask(file: str) -> np.ndarray:
+    """(H, W) bool."""
+    return np.asarray(load_image(file).convert("L")) > 127
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -112,10 +105,3 @@ def outline_uri(mask: np.ndarray) -> str:
     picture = Image.fromarray((small & ~core).astype(np.uint8), mode="P")
     picture.putpalette((*OUTLINE, *OUTLINE))
     return picture_uri(picture, "PNG", transparency=0, bits=1, optimize=True)
-
-
-def _number(value: float) -> float | str | None:
-    """JSON knows neither NaN nor infinity."""
-    if math.isnan(value):
-        return None
-    return round(value, 4) if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""ScoredFolder folders brought together: several folders on one benchmark, several benchmarks in one table."""
+"""Scored folders brought together: several folders on one benchmark, several benchmarks in one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from editar.errors import BenchmarkError
 from editar.evaluation.registry import benchmark_class
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow
-from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
+from editar.tables.scores import Evaluation, MethodScores, load_evaluation
 
 # Of `generated_with`; they must agree within a row of a table.
 SETTINGS = ("weights_sha256", "tokenizer_sha256", "sampling")
@@ -69,12 +69,10 @@ def _check_protocols(scored: Sequence[ScoredFolder]) -> None:
 
 
 def _merge_one(scored: Sequence[ScoredFolder]) -> Evaluation:
-    columns = list({column.name: column for item in scored for column in item.evaluation.columns}.values())
+    columns = {column.name: column for item in scored for column in item.evaluation.columns}
     _check_networks(scored)
     whole = {name for item in scored for method in item.evaluation.methods for name in method.whole}
-    first, methods = scored[0], list[MethodScores]()
-    origins: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    first, methods, origins, missing = scored[0], list[MethodScores](), dict[str, str](), dict[str, str]()
     for item in scored:
         if _pictures(item) != _pictures(first):
             raise BenchmarkError(
@@ -88,13 +86,13 @@ def _merge_one(scored: Sequence[ScoredFolder]) -> Evaluation:
                     f"give one as NAME={item.origin}"
                 )
             origins[method.method] = item.origin
-            methods.append(_with_columns(method, columns, whole))
+            methods.append(_with_columns(method, set(columns), whole))
         for name, reason in item.evaluation.missing.items():
-            partly = name in {column.name for column in columns}
-            where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if partly else ""
+            where = f" ({', '.join(method.method for method in item.evaluation.methods)})" if name in columns else ""
             missing[name + where] = reason
     networks = {name: record for item in reversed(scored) for name, record in item.evaluation.networks.items()}
-    return replace(first.evaluation, columns=columns, methods=methods, missing=missing, networks=networks)
+    shown = list(columns.values())
+    return replace(first.evaluation, columns=shown, methods=methods, missing=missing, networks=networks)
 
 
 def _check_networks(scored: Sequence[ScoredFolder]) -> None:
@@ -118,14 +116,11 @@ def _pictures(item: ScoredFolder) -> list[tuple[str, str]]:
     return [(str(row["id"]), str(row["instruction"])) for row in item.evaluation.methods[0].rows]
 
 
-def _with_columns(method: MethodScores, columns: Sequence[Column], whole: set[str]) -> MethodScores:
+def _with_columns(method: MethodScores, columns: set[str], whole: set[str]) -> MethodScores:
     """NaN where only other folders have the column."""
-    known = {*method.rows[0], *method.whole} if method.rows else set(method.whole)
-    lacking = [column.name for column in columns if column.name not in known]
-    rows: list[dict[str, Any]] = [
-        row | {name: math.nan for name in lacking if name not in whole} for row in method.rows
-    ]
-    return replace(method, rows=rows, whole=method.whole | {name: math.nan for name in lacking if name in whole})
+    blank = dict.fromkeys(columns - whole, math.nan)
+    rows = [blank | row for row in method.rows]
+    return replace(method, rows=rows, whole=dict.fromkeys(columns & whole, math.nan) | method.whole)
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -162,6 +157,5 @@ def _row(name: str, parts: Sequence[Evaluation]) -> OurRow:
 
 def _unscored(method: MethodScores, column: str) -> bool:
     """NaN throughout: a column that only another folder has, "-" in the table."""
-    if column in method.whole:
-        return math.isnan(method.whole[column])
-    return all(math.isnan(row[column]) for row in method.rows)
+    numbers = [method.whole[column]] if column in method.whole else [row[column] for row in method.rows]
+    return all(math.isnan(number) for number in numbers)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from editar.evaluation.registry import benchmark_class
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
 from editar.report.gallery import Gallery
 from editar.report.merge import ScoredFolder, merge, table_rows
-from editar.report.plots import Plot
+from editar.report.plots import page_template
 from editar.runtime.files import provenance, write_text
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import ARROWS, OurRow, best_of, layout, text_table, write_tables
@@ -37,18 +36,16 @@ def write_comparison(scored: Sequence[ScoredFolder], out: Path, title: str, pict
         "tables": [_paper_table(name, rows) for name, rows in tables.items()],
         "sections": [_section(evaluation, pictures) for evaluation in evaluations],
     }
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html.j2")
-    size = len(template.render(context).encode())
-    write_text(out, template.render(context, size=_megabytes(size)))
+    template = page_template("page.html.j2")
+    size = f"{len(template.render(context).encode()) / 1e6:.1f} MB"
+    write_text(out, template.render(context, size=size))
     write_tables(tables, out.parent, f"{out.stem}_")
     for name, rows in tables.items():
         print(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
     for evaluation in evaluations:
         if len(evaluation.methods) > 1:
             print(f"{benchmark_class(evaluation.benchmark).title}, {paired_table(evaluation)}\n")
-    print(f"{out}: {_megabytes(size)}, opens from disk")
+    print(f"{out}: {size}, opens from disk")
 
 
 def _paper_table(name: str, ours: list[OurRow]) -> dict[str, Any]:
@@ -59,8 +56,6 @@ def _paper_table(name: str, ours: list[OurRow]) -> dict[str, Any]:
 
 def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
     gallery = Gallery(evaluation, pictures)
-    shared = distributions(evaluation)
-    several: list[Plot] = guidance_sweeps(evaluation) + ablations(evaluation)
     return {
         "benchmark": evaluation.benchmark,
         "title": benchmark_class(evaluation.benchmark).title,
@@ -70,9 +65,9 @@ def _section(evaluation: Evaluation, pictures: int) -> dict[str, Any]:
         "means": _means(evaluation),
         "missing": _by_reason(evaluation.missing),
         "paired": _paired(evaluation) if len(evaluation.methods) > 1 else [],
-        "several": several,
+        "several": guidance_sweeps(evaluation) + ablations(evaluation),
         "groups": [{"title": title, "plots": group_bars(evaluation, title)} for title in evaluation.methods[0].groups],
-        "distributions": shared,
+        "distributions": distributions(evaluation),
         "notes": gallery.notes,
         "grid": gallery.data,
     }
@@ -89,17 +84,11 @@ def _means(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per method its cells: mean, interval and how many pictures are left out."""
     found = [evaluation.means(method) for method in evaluation.methods]
     best = {c.name: best_of([means[c.name].mean for means in found], c.better) for c in evaluation.columns}
-    return [
-        {
-            "method": method.method,
-            "pictures": len(method.rows),
-            "cells": [
-                _cell(means[c.name]) | {"best": len(found) > 1 and means[c.name].mean == best[c.name]}
-                for c in evaluation.columns
-            ],
-        }
-        for method, means in zip(evaluation.methods, found, strict=True)
-    ]
+    rows = []
+    for method, means in zip(evaluation.methods, found, strict=True):
+        cells = [_cell(means[name]) | {"best": len(found) > 1 and means[name].mean == best[name]} for name in best]
+        rows.append({"method": method.method, "pictures": len(method.rows), "cells": cells})
+    return rows
 
 
 def _cell(mean: Mean) -> dict[str, Any]:
@@ -110,12 +99,11 @@ def _cell(mean: Mean) -> dict[str, Any]:
 
 
 def _paired(evaluation: Evaluation) -> list[dict[str, Any]]:
-    by_name = {column.name: column for column in evaluation.columns}
     return [
-        {"method": method, "column": by_name[name], "arrow": ARROWS[by_name[name].better], "found": found}
-        | {"verdict": _verdict(by_name[name], found)}
-        for method, columns in evaluation.paired().items()
-        for name, found in columns.items()
+        {"method": method, "column": column, "arrow": ARROWS[column.better], "found": found[column.name]}
+        | {"verdict": _verdict(column, found[column.name])}
+        for method, found in evaluation.paired().items()
+        for column in evaluation.row_columns()
     ]
 
 
@@ -125,7 +113,3 @@ def _verdict(column: Column, found: Comparison) -> str:
     if not (gap.low > 0 or gap.high < 0):
         return ""
     return "better" if (gap.low > 0) == (column.better == "higher") else "worse"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

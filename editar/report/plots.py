@@ -1,4 +1,4 @@
-"""Plots and pictures as data URIs, for reports that open from disk."""
+"""What reports that open from disk share: page templates, plots and pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
+
+from editar.images import encode_image
 
 PANELS_PER_LINE = 4
 Plot = dict[str, str]  # title, note, data (a PNG's URI)
 Point = tuple[float, float, float]  # a value and its interval, all finite or NaN
 
 
+def page_template(name: str) -> Template:
+    """A template of this folder; what it is given is escaped unless it is `Markup`."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+
+
 def picture_uri(picture: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> str:
     """`options` are Pillow's for that format."""
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(encode_image(picture, format, **options), format)
+
+
+def data_uri(content: bytes, format: str) -> str:
+    return f"data:image/{format.lower()};base64,{base64.b64encode(content).decode()}"
 
 
 def new_figure(panels: int = 1) -> tuple[Any, list[Any]]:
@@ -47,8 +57,7 @@ def to_plot(figure: Any, title: str, note: str) -> Plot:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)
-    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"title": title, "note": note, "data": data}
+    return {"title": title, "note": note, "data": data_uri(buffer.getvalue(), "PNG")}
 
 
 def plain(text: str) -> str:
@@ -62,9 +71,8 @@ def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[Point]]
     width = 0.8 / len(series)
     for i, (name, points) in enumerate(series.items()):
         positions = np.arange(len(groups)) + i * width
-        axes.bar(
-            positions, [value for value, _, _ in points], width, yerr=whiskers(points), capsize=2, label=plain(name)
-        )
+        heights = [value for value, _, _ in points]
+        axes.bar(positions, heights, width, yerr=whiskers(points), capsize=2, label=plain(name))
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [plain(group) for group in groups])
 
 

@@ -149,8 +149,9 @@ def told_in_one_line(program: str) -> Iterator[Told]:
 
 
 def _tell(program: str, error: Exception, text: str, code: int = 2) -> NoReturn:
-    """Of several processes only one should tell an error. The first prints at once; torchrun then ends the
-    others while they wait here. A process that lost its connection waits longest: the cause is told elsewhere."""
+    """Print an error once, although several processes may raise it. The first process prints immediately;
+    the others wait, and torchrun ends them meanwhile. A process that lost its connection to another one waits
+    longest, because that other process knows the cause."""
     if isinstance(error, LostProcess):
         time.sleep(20)
     elif os.environ.get("RANK", "0") != "0":

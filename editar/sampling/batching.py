@@ -14,6 +14,7 @@ from editar.runtime.log import say
 T = TypeVar("T")
 
 SHARE = 0.7  # of the free memory; the rest is for the tokenizer's activations
+WIDEST = 64  # codes read in a pass where sampling.window=auto chooses
 MOST = {"cuda": 128, "cpu": 16}  # beyond, products are compute-bound and a batch gains nothing
 
 
@@ -24,13 +25,13 @@ def automatic_batch(cfg: GPTConfig, device: torch.device, dtype: torch.dtype, br
 
 
 def result_bytes(cfg: GPTConfig, width: int, branches: int) -> int:
-    """Memory of one result, from above: its cache, the prefix's activations and scores, its logits."""
+    """Memory of one result, from above: its cache, the prefix's activations and scores, a window's logits."""
     heads = cfg.n_kv_head or cfg.n_head
     cached = cfg.image_tokens + branches * (cfg.text_tokens + cfg.image_tokens)
     cache = 2 * cfg.n_layer * heads * cfg.head_dim * width * cached
     activations = width * max(cfg.image_tokens, branches * cfg.text_tokens) * (6 * cfg.dim + 3 * cfg.ffn_dim)
     scores = 10 * branches * cfg.n_head * cfg.text_tokens * cfg.prefix_tokens
-    return cache + activations + scores + 32 * branches * cfg.vocab_size
+    return cache + activations + scores + 32 * branches * cfg.vocab_size * min(WIDEST, cfg.image_tokens)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,8 +1,10 @@
-"""From a prefix to target codes: guidance, filtering, drawing, token by token.
+"""From a prefix to target codes: guidance, filtering, drawing.
 
-This is the plain, readable loop, the reference of `engine`. Rules from EditAR generate_edit.py: guidance only where
-cfg_scale > 1; both halves keep the source image, only the second half's text is the null table;
-combined = uncond + (cond - uncond) * scale, before temperature, top-k and top-p, in that order.
+`generate` is the plain loop, one code after the other; `generate_parallel` guesses and checks a window of
+codes per pass and returns the same codes. Both are written to be read, and `engine` is tested against them.
+Rules from EditAR generate_edit.py: guidance only where cfg_scale > 1; both halves keep the source image, only
+the second half's text is the null table; combined = uncond + (cond - uncond) * scale, before temperature,
+top-k and top-p, in that order.
 """
 
 from __future__ import annotations
@@ -41,6 +43,18 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_keep: int 
     return logits
 
 
+def guidance_scales(cfg: SamplingConfig, length: int) -> torch.Tensor:
+    """(length,) float32: the guidance scale of every target position.
+
+    With cfg_interval c >= 0 guidance acts on target codes 0..c+1, afterwards the conditional logits are used
+    alone (as the official loop counts).
+    """
+    scales = torch.full((length,), cfg.cfg_scale)
+    if cfg.cfg_interval >= 0:
+        scales[cfg.cfg_interval + 2 :] = 1.0
+    return scales
+
+
 def probabilities(logits: torch.Tensor, cfg: SamplingConfig) -> torch.Tensor:
     """Guided logits (B, V) -> what is drawn from, (B, V) float32."""
     return filter_logits(logits / max(cfg.temperature, 1e-5), cfg.top_k, cfg.top_p).softmax(-1)
@@ -70,6 +84,12 @@ def draw_tokens(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
+def choose(logits: torch.Tensor, cfg: SamplingConfig, uniform: torch.Tensor | None) -> torch.Tensor:
+    """Guided logits (B, V) and a uniform number each (B,), None for greedy -> codes (B,) int64."""
+    probs = probabilities(logits, cfg)
+    return probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform)
+
+
 @torch.no_grad()
 def generate(
     model: GPT,
@@ -78,13 +98,12 @@ def generate(
     cfg: SamplingConfig,
     seeds: SampleSeeds | None = None,
     drop_image: torch.Tensor | None = None,
-    forced: torch.Tensor | None = None,
+    known_codes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
 
-    `forced` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
-    needed unless cfg.greedy. With cfg_interval c >= 0 guidance acts on target tokens 0..c+1,
-    afterwards the conditional logits are used alone (as the official loop counts).
+    `known_codes` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
+    needed unless cfg.greedy.
     """
     batch, length = source_codes.shape
     guided = cfg.cfg_scale > 1
@@ -95,9 +114,8 @@ def generate(
         drop_text = torch.arange(rows, device=text.device) >= batch
         drop_image = None if drop_image is None else torch.cat([drop_image] * 2)
     cache = KVCache(model.cfg, rows, source_codes.device, model.tok_embeddings.weight.dtype)
-    uniform = None if cfg.greedy or seeds is None else seeds.uniform(length).to(source_codes.device)
-    if uniform is None and not cfg.greedy:
-        raise ValueError("generate needs seeds unless cfg.greedy is set")
+    uniform = uniform_numbers(cfg, seeds, source_codes)
+    scales = guidance_scales(cfg, length)
 
     codes: list[torch.Tensor] = []
     logits = model.prefill(source_codes, text, cache, drop_image, drop_text)  # (rows, V)
@@ -105,11 +123,64 @@ def generate(
         if position > 0:
             last = torch.cat([codes[-1]] * 2) if guided else codes[-1]
             logits = model.decode(last, position - 1, cache)  # (rows, V)
-        scale = cfg.cfg_scale if cfg.cfg_interval < 0 or position <= cfg.cfg_interval + 1 else 1.0
-        mixed = guide(logits[:batch], logits[batch:], scale) if guided else logits
-        probs = probabilities(mixed, cfg)
-        token = probs.argmax(-1) if uniform is None else draw_tokens(probs, uniform[position])
-        if forced is not None:
-            token = torch.where(forced[:, position] >= 0, forced[:, position], token)
+        mixed = guide(logits[:batch], logits[batch:], float(scales[position])) if guided else logits
+        token = choose(mixed, cfg, None if uniform is None else uniform[position])
+        if known_codes is not None:
+            token = torch.where(known_codes[:, position] >= 0, known_codes[:, position], token)
         codes.append(token)
     return torch.stack(codes, dim=1)
+
+
+@torch.no_grad()
+def generate_parallel(
+    model: GPT,
+    source_codes: torch.Tensor,
+    text: torch.Tensor,
+    cfg: SamplingConfig,
+    window: int,
+    seeds: SampleSeeds | None = None,
+    drop_image: torch.Tensor | None = None,
+    known_codes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of `generate`, (B, N) int64, and the forward passes each sample took, (B,) int64.
+
+    The guess starts as the source's codes. A pass draws every code given the guessed codes before it, with the
+    position's own uniform number. Up to the first draw that differs from its guess, and including it, the codes
+    before each draw were right, so the draw is the plain loop's: these are accepted. The other draws
+    of the window become the next guess. The first pass accepts code 0 alone, as a prefill does.
+    """
+    batch, length = source_codes.shape
+    known = torch.zeros_like(source_codes, dtype=torch.bool) if known_codes is None else known_codes >= 0
+    guess = source_codes.clone() if known_codes is None else torch.where(known, known_codes, source_codes)
+    uniform, scales = uniform_numbers(cfg, seeds, source_codes), guidance_scales(cfg, length)
+    accepted, passes = [0] * batch, torch.zeros(batch, dtype=torch.long)
+    drop_text = torch.ones(batch, dtype=torch.bool, device=text.device)
+    while min(accepted) < length:
+        logits = model.output(model.hidden(source_codes, text, guess, drop_image)).float()  # (B, N, V)
+        if cfg.cfg_scale > 1:
+            without = model.output(model.hidden(source_codes, text, guess, drop_image, drop_text)).float()
+            logits = guide(logits, without, scales.to(logits.device)[:, None])
+        numbers = None if uniform is None else uniform.T.flatten()
+        drawn = choose(logits.flatten(0, 1), cfg, numbers).view(batch, length)
+        drawn = torch.where(known, guess, drawn)
+        for sample in range(batch):
+            start = accepted[sample]
+            end = min(start + (window if start else 1), length)
+            if start < end:
+                same = (drawn[sample, start:end] == guess[sample, start:end]).cumprod(0).sum()
+                guess[sample, start:end] = drawn[sample, start:end]
+                accepted[sample] = min(start + int(same) + 1, end)
+                passes[sample] += 1
+    return guess, passes
+
+
+def uniform_numbers(cfg: SamplingConfig, seeds: SampleSeeds | None, like: torch.Tensor) -> torch.Tensor | None:
+    """The uniform number of every position and sample, (N, B) float64, None for greedy; `like` is (B, N).
+
+    Raises ValueError where they are needed and `seeds` is None.
+    """
+    if cfg.greedy:
+        return None
+    if seeds is None:
+        raise ValueError("generate needs seeds unless cfg.greedy is set")
+    return seeds.uniform(like.shape[1]).to(like.device)

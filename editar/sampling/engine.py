@@ -1,8 +1,10 @@
 """The fast way from a prefix to target codes; `decode.generate` is the readable one it equals.
 
-Static buffers, the source image's keys stored once per image, only written positions read, guidance
-and drawing without a word to the host. On a GPU a block is compiled once per bucket of positions and the
-whole step captured in a CUDA graph; on a CPU it runs eagerly over exactly the positions written.
+A pass reads a window of guessed codes of each row, draws the code after each and accepts as far as the guesses
+were right (`decode.generate_parallel` has the rule in full; a window of 1 is the plain loop). The buffers are
+static, the source image's keys are stored once per image, only positions that are written are read, and guidance
+and drawing need no host-device synchronisation. On a GPU a block is compiled once per width and the whole pass
+captured in a CUDA graph; on a CPU it runs eagerly over exactly the positions written.
 """
 
 from __future__ import annotations
@@ -12,115 +14,43 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from editar.config import SamplingConfig
-from editar.errors import one_line
 from editar.models.gpt import GPT
-from editar.runtime.log import say
-from editar.sampling.blocks import FastBlock, FastGPT
-from editar.sampling.cache import Groups, SharedCache
-from editar.sampling.decode import SampleSeeds, draw_tokens, filter_logits, guide
-from editar.sampling.linear import pick_product
-from editar.sampling.stats import Clock, Numbers, step_bytes
+from editar.sampling.blocks import FastGPT
+from editar.sampling.cache import BatchLayout
+from editar.sampling.capture import WIDTHS as PREPARED_WIDTHS
+from editar.sampling.capture import Step, prepare_all, say_once
+from editar.sampling.decode import SampleSeeds, uniform_numbers
+from editar.sampling.linear import flushed_denormals, pick_linear
+from editar.sampling.session import Session
+from editar.sampling.stats import Clock, GenerationStats, Pass, step_bytes
+from editar.sampling.window import AutoWindow, FixedWindow
 
-BUCKETS = 4  # compiled or captured steps per generation, each over a longer stretch of target positions
 LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores
+EAGER_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 Progress = Callable[[int], None]
-_said: set[str] = set()
-
-
-class Session:
-    """Everything one shape of generation needs, allocated once: cache, codes, random numbers.
-
-    `position` is the newest code written to `codes`, -1 before the first; `emit` writes the next. Guidance
-    and temperature are tensors that `enter` fills, so that other values need nothing prepared again.
-    """
-
-    def __init__(self, fast: FastGPT, groups: Groups, cfg: SamplingConfig) -> None:
-        self.fast, self.groups, self.cfg = fast, groups, cfg
-        length, place = fast.cfg.image_tokens, fast.device
-        self.cache = SharedCache(fast.cfg, groups, fast.zero_text, place, fast.dtype)
-        wide = groups.images * groups.samples
-        self.codes = torch.zeros(wide, length, dtype=torch.long, device=place)
-        self.forced = torch.full((wide, length), -1, dtype=torch.long, device=place)
-        self.uniform = torch.zeros(length, wide, dtype=torch.float64, device=place)
-        self.scale = torch.empty(length, device=place)
-        self.temperature = torch.empty((), device=place)
-        self.position = torch.full((1,), -1, dtype=torch.long, device=place)
-
-    def fits(self, groups: Groups, cfg: SamplingConfig) -> bool:
-        """Whether these buffers and steps serve that shape and those settings."""
-        mine, theirs = ((c.greedy, c.top_k, c.top_p) for c in (self.cfg, cfg))
-        return self.groups == groups and mine == theirs
-
-    def enter(self, cfg: SamplingConfig) -> None:
-        self.scale.fill_(cfg.cfg_scale)
-        if cfg.cfg_interval >= 0:
-            self.scale[cfg.cfg_interval + 2 :] = 1.0
-        self.temperature.fill_(max(cfg.temperature, 1e-5))
-
-    def emit(self, logits: torch.Tensor) -> None:
-        """Choose the next code of each sample from logits (R, V) and write it."""
-        slot = self.position + 1
-        branches = logits.view(self.groups.images, self.groups.branches, self.groups.samples, -1)
-        mixed = branches[:, 0].flatten(0, 1)
-        if self.groups.branches == 2:
-            mixed = guide(mixed, branches[:, 1].flatten(0, 1), self.scale.index_select(0, slot))
-        if self.cfg.greedy:
-            token = mixed.argmax(-1)
-        else:
-            kept = filter_logits(mixed / self.temperature, self.cfg.top_k, self.cfg.top_p)
-            token = draw_tokens(kept.softmax(-1), self.uniform.index_select(0, slot)[0])
-        given = self.forced.index_select(1, slot)[:, 0]
-        self.codes.index_copy_(1, slot, torch.where(given >= 0, given, token)[:, None])
-        self.position.add_(1)
-
-    def rows(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (I * M, s) -> of each row, (R, s): both branches read the same."""
-        g = self.groups
-        return codes.view(g.images, 1, g.samples, -1).expand(-1, g.branches, -1, -1).reshape(g.rows, -1)
-
-    def step(self, length: int, masked: bool) -> None:
-        """Read the newest code of each row and write the next."""
-        newest = self.rows(self.codes.index_select(1, self.position))[:, 0]
-        self.emit(self.fast.step(newest, self.position, length, masked, self.groups, self.cache))
-
-    def start(
-        self, source: torch.Tensor, text: torch.Tensor, drop_image: torch.Tensor | None, known: int
-    ) -> torch.Tensor | None:
-        """Read the prefix -> logits of code 0 per row, (R, V); None where the first `known` > 0 codes are given."""
-        self.position.fill_(-1)
-        logits = self.fast.prefill(source, text, self.groups, self.cache, drop_image)
-        return None if known else logits.repeat_interleave(self.groups.samples, dim=0)
-
-    def skip(self, start: int, end: int) -> None:
-        """Write the given codes start..end - 1 and read what is unread, but the last of them."""
-        self.codes[:, start:end] = self.forced[:, start:end]
-        first = max(start - 1, 0)
-        if end < self.codes.shape[1]:
-            for begin in range(first, end - 1, LONGEST_READ):
-                stop = min(begin + LONGEST_READ, end - 1)
-                self.fast.read(self.rows(self.codes[:, begin:stop]), begin, self.groups, self.cache)
-        self.position.fill_(end - 1)
 
 
 class Engine:
-    """Generates with one model; packed weights, buffers and captured steps stay between calls.
+    """Generates with one model; packed weights, buffers and captured passes stay between calls.
 
-    compile  True compiles the step (and captures it on a GPU), False runs it eagerly, None compiles
+    compile  True compiles the pass (and captures it on a GPU), False runs it eagerly, None compiles
              on a GPU only.
     int8     rounds the weights to 8 bits (CPU): faster, the codes are no longer those of the plain loop.
     """
 
     def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False) -> None:
         self.model, self.compile, self.int8 = model, compile, int8
-        self.timer = time.perf_counter  # what `numbers` are measured with
-        self.numbers = Numbers()  # of the newest call
+        self.timer = time.perf_counter  # what `stats` are measured with
+        self.stats = GenerationStats()  # of the newest call
         self._fast: FastGPT | None = None
         self._session: Session | None = None
-        self._steps: dict[int, Callable[[], None]] = {}
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._auto: AutoWindow | None = None
 
     @torch.no_grad()
     def generate(
@@ -130,88 +60,69 @@ class Engine:
         cfg: SamplingConfig,
         seeds: SampleSeeds | None = None,
         drop_image: torch.Tensor | None = None,
-        forced: torch.Tensor | None = None,
+        known_codes: torch.Tensor | None = None,
         samples: int = 1,
         progress: Progress | None = None,
     ) -> torch.Tensor:
         """Source codes (I, N) and text (I, L, C) -> target codes (I * samples, N) int64.
 
         As `decode.generate`, with `samples` results per image and one stream of `seeds` for each
-        result. `forced` (I, N) holds given target codes, -1 where one is to be chosen. `progress` is
-        called with the number of codes written, over all results, since the last time.
+        result. `known_codes` (I, N) holds given target codes, -1 where one is to be chosen. `progress` is
+        called with the number of codes accepted, over all results, since the last time.
         """
-        if seeds is None and not cfg.greedy:
-            raise ValueError("generate needs seeds unless cfg.greedy is set")
-        groups = Groups(len(source_codes), 2 if cfg.cfg_scale > 1 else 1, samples)
+        layout = BatchLayout(len(source_codes), 2 if cfg.cfg_scale > 1 else 1, samples)
+        uniform = uniform_numbers(cfg, seeds, source_codes)
         clock = Clock(source_codes.device, self.timer)
-        session = self._enter(groups, cfg)
+        session = self._session_for(layout, cfg)
         prepare_s = clock.lap()
-        length = source_codes.shape[1]
-        if seeds is not None and not cfg.greedy:
-            session.uniform.copy_(seeds.uniform(length))
-        session.forced.fill_(-1)
-        if forced is not None:
-            session.forced.copy_(forced.repeat_interleave(samples, dim=0))
-        runs = known_runs(forced, length)
-        known = runs[0][1] if runs and runs[0][0] == 0 else 0
+        session.begin(source_codes, known_codes, uniform)
         clock.lap()
-        logits = session.start(source_codes, text, drop_image, known)
-        prefill = clock.lap()
-        self._write_all(session, logits, runs, progress)
-        written = length - sum(end - start for start, end in runs) - (known == 0)  # the prefill gives code 0
-        self.numbers = Numbers(
-            images=groups.images * samples,
+        with flushed_denormals(source_codes.device):
+            session.prefill(source_codes, text, drop_image)
+            prefill_s = clock.lap()
+            decoding = Decoding(session, self._steps, self._window(cfg), known_codes, self.timer, progress)
+            decoding.run()
+        self.stats = GenerationStats(
+            images=layout.images * samples,
             prepare_s=prepare_s,
-            prefill_s=prefill,
+            prefill_s=prefill_s,
             decode_s=clock.lap(),
-            steps=written,
-            bytes=step_bytes(session.fast, session.cache) * written,
+            passes=decoding.passes,
+            image_passes=decoding.image_passes,
+            codes=decoding.codes,
+            bytes=step_bytes(session.fast, session.cache) * decoding.passes,
         )
         return session.codes.clone()
 
-    def _write_all(
-        self, session: Session, logits: torch.Tensor | None, runs: list[tuple[int, int]], progress: Progress | None
-    ) -> None:
-        """Write every code in order: given runs at once, the others one by one."""
-        ends = dict(runs)
-        slot, length = 0, session.codes.shape[1]
-        while slot < length:
-            before = slot
-            if slot in ends:
-                session.skip(slot, ends[slot])
-                slot = ends[slot]
-            elif slot == 0 and logits is not None:
-                session.emit(logits)
-                slot = 1
-            else:
-                self._step(session, slot)
-                slot += 1
-            if progress is not None:
-                progress((slot - before) * len(session.codes))
-
-    def _enter(self, groups: Groups, cfg: SamplingConfig) -> Session:
+    def _session_for(self, layout: BatchLayout, cfg: SamplingConfig) -> Session:
         """The session of this shape and these settings: the last one if it fits, else a new one."""
         if self._fast is None or self._fast.stale:
             self.release()
-            weight = self.model.output.weight
-            self._fast = FastGPT(self.model, pick_product(weight, self._compiles, self.int8))
+            self._fast = FastGPT(self.model, pick_linear(self.model.output.weight, self._compiles, self.int8))
         session = self._session
-        if session is None or not session.fits(groups, cfg):
+        if session is None or not session.fits(layout, cfg):
             self._session = session = None  # the old buffers go before the new ones come
             self._steps = {}
-            self._session = session = Session(self._fast, groups, replace(cfg))
-            session.enter(cfg)
+            self._session = session = Session(self._fast, layout, replace(cfg))
+            session.set_sampling(cfg)
             if self._compiles:
-                self._steps = {bucket: prepare(session, bucket) for bucket in buckets(session.codes.shape[1])}
-        session.enter(cfg)
+                self._steps = prepare_all(session)
+                for (width, _), step in self._steps.items():
+                    _, seconds = Pass(session.position, step, width, width, self.timer).read()
+                    self._window(cfg).measure(layout.rows * width, seconds, trust=True)
+        session.set_sampling(cfg)
         return session
 
-    def _step(self, session: Session, slot: int) -> None:
-        """Write code `slot` of every sample from the `slot` codes before it."""
-        if not self._compiles:
-            session.step(slot, masked=False)
-            return
-        self._steps[next(bucket for bucket in self._steps if bucket >= slot)]()
+    def _window(self, cfg: SamplingConfig) -> AutoWindow | FixedWindow:
+        length = self.model.cfg.image_tokens
+        if isinstance(cfg.window, str):
+            if self._auto is None:
+                widths = PREPARED_WIDTHS if self._compiles else EAGER_WIDTHS
+                self._auto = AutoWindow(sorted({min(width, length - 1) for width in widths}))
+            return self._auto
+        if cfg.window > length:
+            say_once(f"sampling.window={cfg.window} is more than the {length} codes of an image; using {length}")
+        return FixedWindow(min(cfg.window, length - 1))  # code 0 comes from the prefill
 
     @property
     def held_bytes(self) -> int:
@@ -223,73 +134,122 @@ class Engine:
         return self.model.output.weight.device.type == "cuda" if self.compile is None else self.compile
 
     def release(self) -> None:
-        """Give back packed weights, buffers and captured steps."""
-        self._fast = self._session = None
+        """Give back packed weights, buffers, captured passes and what was learned about windows."""
+        self._fast = self._session = self._auto = None
         self._steps = {}
 
 
-def known_runs(forced: torch.Tensor | None, length: int) -> list[tuple[int, int]]:
-    """Stretches [start, end) of at least two codes that are given in every row of forced (I, N)."""
-    if forced is None:
-        return []
-    known = [False, *(forced >= 0).all(0).tolist(), False]
-    starts = [i for i in range(length) if known[i + 1] and not known[i]]
-    ends = [i for i in range(1, length + 1) if known[i] and not known[i + 1]]
-    return [(start, end) for start, end in zip(starts, ends, strict=True) if end - start > 1]
+class Decoding:
+    """The passes of one generation after the prefill, as the host directs them.
+
+    `position` (B,) is what the host knows of the session's; on a GPU a pass may be under way that moves it on.
+    Counts what `GenerationStats` tells.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        steps: dict[tuple[int, int], Step],
+        window: AutoWindow | FixedWindow,
+        known_codes: torch.Tensor | None,
+        timer: Callable[[], float],
+        progress: Progress | None,
+    ) -> None:
+        self.whole = self.session = session
+        self.steps, self.window, self.timer, self.progress = steps, window, timer, progress
+        results, self.length = session.codes.shape
+        self.masked = known_codes is not None
+        self.runs = known_run_lengths(session.known) if self.masked else np.zeros((results, self.length + 1), np.int64)
+        self.position = np.zeros(results, np.int64)
+        self.results = torch.arange(results, device=session.codes.device)  # which ones are left
+        self.passes = self.image_passes = self.accepted = 0
+        self.codes = int((self.runs[:, 1:-1] == 0).sum())  # to be chosen; the prefill gave code 0
+
+    def run(self) -> None:
+        """Pass after pass until every code is accepted."""
+        self.window.begin(self.length)
+        total = self.runs.shape[0] * self.length
+        under_way: Pass | None = None
+        while True:
+            left = self._remaining()
+            accepted = total - int(left.sum())
+            if self.progress is not None:
+                self.progress(accepted - self.accepted)
+            self.accepted = accepted
+            if not left.any():
+                break
+            started = self._start(left, under_way)
+            if under_way is not None:
+                self._finish(under_way)
+            # The next pass may be handed in before this one is read, unless this one can be the last.
+            if self.session.position.is_cuda and not self.masked and self._remaining().max() > started.width:
+                under_way = started
+            else:
+                self._finish(started)
+                under_way = None
+                self._drop_finished()
+        self._store()
+
+    def _known_ahead(self) -> np.ndarray:
+        """(B,): how many codes right after `position` are known."""
+        return self.runs[np.arange(len(self.runs)), self.position + 1]
+
+    def _remaining(self) -> np.ndarray:
+        """(B,): codes after `position`, 0 where all of them are known."""
+        remaining = self.length - 1 - self.position
+        return np.where(self._known_ahead() == remaining, 0, remaining) if self.masked else remaining
+
+    def _start(self, left: np.ndarray, under_way: Pass | None) -> Pass:
+        """Hand in the next pass; `left` is `_remaining`."""
+        session, unfinished, most = self.session, left > 0, int(left.max())
+        position = self.position[unfinished]
+        drawn = self.window.choose(session.layout.rows, most)
+        ahead = int(self._known_ahead()[unfinished].min()) if self.masked else 0
+        width = min(drawn + ahead, max(drawn, LONGEST_READ), self.length - 1)
+        if not self.steps:
+            width = min(width, -(-most // 8) * 8)  # few different shapes: libraries prepare each one they meet
+            drawn = min(drawn, width)
+        newest = int(position.max()) + (under_way.width if under_way else 0)
+        end = min(newest, self.length - 1 - width) + width  # beyond the last position that is read
+        step = next((s for (w, n), s in self.steps.items() if w == width == drawn and n >= end), None)
+        if step is None:
+            aligned = width == 1 and int(position.min()) == newest
+            step = partial(session.step, width, drawn, end, masked=not aligned)
+        return Pass(session.position, step, width, drawn, self.timer)
+
+    def _finish(self, done: Pass) -> None:
+        """Read how far a pass got and count it."""
+        position, seconds = done.read()
+        left = self._remaining()
+        unfinished = left > 0
+        advances = (position - self.position)[unfinished].tolist()
+        self.passes += 1
+        self.image_passes += len(advances)
+        if done.drawn == done.width:
+            self.window.observe(self.session.layout.rows, done.width, advances, left[unfinished].tolist(), seconds)
+        self.position = position
+
+    def _drop_finished(self) -> None:
+        """Go on with the unfinished results alone once at least a quarter are finished; copying them costs about
+        what a pass does."""
+        left, layout = self._remaining() > 0, self.session.layout
+        if self.steps or 4 * left.sum() > 3 * len(left) or not left.any() or min(layout.images, layout.samples) > 1:
+            return
+        self._store()
+        kept = torch.from_numpy(left.nonzero()[0]).to(self.results.device)
+        self.session, self.results = self.session.keep(kept), self.results[kept]
+        self.position, self.runs = self.position[left], self.runs[left]
+
+    def _store(self) -> None:
+        """Bring the codes of the results that are left to the session that has all."""
+        if self.session is not self.whole:
+            self.whole.codes[self.results] = self.session.codes
 
 
-def buckets(length: int) -> list[int]:
-    """How many target positions each prepared step looks at, ascending; the last is all."""
-    stretch = -(-length // BUCKETS)
-    return [min(end, length) for end in range(stretch, length + stretch, stretch)]
-
-
-def prepare(session: Session, bucket: int) -> Callable[[], None]:
-    """The step over `bucket` target positions: its blocks compiled, on a GPU captured; eager where that fails."""
-    session.position.fill_(0)  # what a step writes there is written again
-    step = partial(session.step, bucket, True)
-    try:
-        if session.fast.compiled is None:
-            session.fast.compiled = torch.compile(FastBlock.step, dynamic=False)
-        with torch._dynamo.config.patch(cache_size_limit=256):  # every shape and bucket is a graph of its own
-            warm_up(session, step)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers fail in every way there is; sampling must go on
-        session.fast.compiled = FastBlock.step
-        say_once(f"sampling: torch.compile failed ({one_line(error)}); going on without it, slower")
-    if not session.position.is_cuda:
-        return step
-    try:
-        return capture(session, step)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        say_once(f"sampling: the capture failed ({one_line(error)}); going on without it, slower")
-    return step
-
-
-def warm_up(session: Session, step: Callable[[], None]) -> None:
-    """Run a step and take it back: what it writes is written again by the next run."""
-    step()
-    session.position.sub_(1)
-
-
-def capture(session: Session, step: Callable[[], None]) -> Callable[[], None]:
-    """Record one step as a CUDA graph (the session's tensors never move) -> its replay."""
-    with torch.cuda.device(session.position.device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            warm_up(session, step)  # libraries allocate their workspaces on a stream's first use
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # data workers may go on meanwhile
-            step()
-    return graph.replay
-
-
-def say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        say(text)
+def known_run_lengths(known: torch.Tensor) -> np.ndarray:
+    """known (B, N) bool -> (B, N + 1) int64: how many known codes stand in a row from each position on."""
+    flags = known.cpu().numpy()
+    runs = np.zeros((flags.shape[0], flags.shape[1] + 1), np.int64)
+    for position in range(flags.shape[1] - 1, -1, -1):
+        runs[:, position] = np.where(flags[:, position], runs[:, position + 1] + 1, 0)
+    return runs

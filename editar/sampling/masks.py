@@ -1,4 +1,4 @@
-"""Which target codes an edit may choose: a mask over the picture becomes given codes."""
+"""Which target codes an edit may choose: a mask over the picture becomes known codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_mask(mask: Image.Image | np.ndarray | str | Path, picture: tuple[int, i
     return np.asarray(resize_and_crop(levels, size, Image.Resampling.BOX)) > 0
 
 
-def given_codes(source_codes: torch.Tensor, masks: list[np.ndarray], dilate: int) -> torch.Tensor:
+def known_codes_outside(source_codes: torch.Tensor, masks: list[np.ndarray], dilate: int) -> torch.Tensor:
     """Source codes (I, N) and a (S, S) bool mask each -> (I, N) int64: the source's own code where it
     stays, -1 where a code touches the mask or lies within `dilate` codes of it.
 

@@ -26,20 +26,20 @@ from editar.runtime.device import pick_device, pick_dtype
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
-from editar.sampling.masks import given_codes, load_mask
-from editar.sampling.stats import Numbers
+from editar.sampling.masks import known_codes_outside, load_mask
+from editar.sampling.stats import GenerationStats
 from editar.weights.load import load_gpt, load_vq
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
 
 
 class EditPipeline:
-    """Tokenizer, text encoder and GPT of one run, ready to edit. `numbers` tells what sampling cost so far."""
+    """Tokenizer, text encoder and GPT of one run, ready to edit. `stats` tells what sampling cost so far."""
 
     def __init__(self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder, **engine: Any) -> None:
         self.cfg, self.gpt, self.tokenizer, self.text = cfg, gpt, tokenizer, text
         self.engine = Engine(gpt, **engine)
-        self.numbers = Numbers()
+        self.stats = GenerationStats()
 
     @classmethod
     def from_pretrained(
@@ -141,10 +141,10 @@ class EditPipeline:
 
         def edit(pictures: slice, draws: slice) -> list[np.ndarray]:
             codes = self.encode(np.stack(sources[pictures]))
-            forced = None if masks is None else given_codes(codes, masks[pictures], mask_dilate)
+            known_codes = None if masks is None else known_codes_outside(codes, masks[pictures], mask_dilate)
             count = draws.stop - draws.start
             chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
-            codes = self.edit_codes(codes, instructions[pictures], chosen, settings, forced, count, progress)
+            codes = self.edit_codes(codes, instructions[pictures], chosen, settings, known_codes, count, progress)
             return list(to_uint8(self.decode(codes)))
 
         most = self._batch_size(settings)
@@ -171,18 +171,18 @@ class EditPipeline:
         instructions: list[str],
         ids: list[str],
         settings: SamplingConfig,
-        forced: torch.Tensor | None = None,
+        known_codes: torch.Tensor | None = None,
         samples: int = 1,
         progress: Progress | None = None,
     ) -> torch.Tensor:
         """Source codes (I, N) int64 on the pipeline's device -> target codes (I * samples, N).
 
-        `forced` (I, N) holds codes that are given, -1 elsewhere; `ids` has one entry per result.
+        `known_codes` (I, N) holds codes that are given, -1 elsewhere; `ids` has one entry per result.
         """
         text = self.text(instructions).to(self.gpt.output.weight.dtype)
         seeds = SampleSeeds(settings.seed, ids)
-        codes = self.engine.generate(source_codes, text, settings, seeds, None, forced, samples, progress)
-        self.numbers = self.numbers + self.engine.numbers
+        codes = self.engine.generate(source_codes, text, settings, seeds, None, known_codes, samples, progress)
+        self.stats = self.stats + self.engine.stats
         return codes
 
     @torch.no_grad()

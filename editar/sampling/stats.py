@@ -1,4 +1,4 @@
-"""What a generation cost: prefill, time per token, bytes moved against what the machine can move."""
+"""What a generation cost: prefill, passes and their time, bytes moved against what the machine can move."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from editar.sampling.blocks import FastGPT
@@ -13,24 +14,41 @@ from editar.sampling.cache import SharedCache
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Sums over one or several generations. `prepare_s` went into buffers, compiling and capturing, once for
-    a shape; `steps` counts decode steps (one token of every row), `bytes` what those steps had to read."""
+class GenerationStats:
+    """Sums over one or several generations.
+
+    prepare_s     seconds for buffers, compiling and capturing, once for a shape
+    passes        forward passes of the model after the prefill
+    image_passes  the same counted once for each image that was not finished
+    codes         codes that these passes chose, without those that were known
+    bytes         what the passes had to read from memory
+    """
 
     images: int = 0
     prepare_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    steps: int = 0
+    passes: int = 0
+    image_passes: int = 0
+    codes: int = 0
     bytes: float = 0.0
 
-    def __add__(self, other: Numbers) -> Numbers:
+    def __add__(self, other: GenerationStats) -> GenerationStats:
         mine, theirs = vars(self), vars(other)
-        return Numbers(**{name: mine[name] + theirs[name] for name in mine})
+        return GenerationStats(**{name: mine[name] + theirs[name] for name in mine})
 
     @property
-    def ms_per_token(self) -> float:
-        return 1000 * self.decode_s / max(self.steps, 1)
+    def passes_per_image(self) -> float:
+        return self.image_passes / max(self.images, 1)
+
+    @property
+    def codes_per_pass(self) -> float:
+        """Codes accepted in a pass of one image; 1 is the plain loop."""
+        return self.codes / max(self.image_passes, 1)
+
+    @property
+    def ms_per_pass(self) -> float:
+        return 1000 * self.decode_s / max(self.passes, 1)
 
     @property
     def gb_per_s(self) -> float:
@@ -42,11 +60,11 @@ class Numbers:
 
     def line(self, tokens: int, bandwidth: float) -> str:
         """One line for the terminal; `tokens` per image, `bandwidth` of the machine in GB/s."""
-        total = self.prefill_s + self.decode_s
         prepared = f"prepared in {self.prepare_s:.1f} s, " if self.prepare_s > 1 else ""
         return (
-            f"{prepared}prefill {self.prefill_s:.2f} s, {self.ms_per_token:.2f} ms a token, "
-            f"{self.images * tokens / max(total, 1e-9):.0f} tokens/s, {self.gb_per_s:.1f} GB/s "
+            f"{prepared}prefill {self.prefill_s:.2f} s, {self.passes_per_image:.1f} passes an image "
+            f"({self.codes_per_pass:.1f} tokens each, {self.ms_per_pass:.2f} ms), "
+            f"{self.images_per_s * tokens:.0f} tokens/s, {self.gb_per_s:.1f} GB/s "
             f"({100 * self.gb_per_s / bandwidth:.0f} % of the copy bandwidth {bandwidth:.1f}), "
             f"{self.images_per_s:.2f} images/s"
         )
@@ -70,8 +88,41 @@ class Clock:
         return seconds
 
 
+class Pass:
+    """One pass of a generation, handed in at once; `read` waits for it.
+
+    width, drawn  codes it reads and draws for each result
+    """
+
+    def __init__(
+        self, position: torch.Tensor, step: Callable[[], None], width: int, drawn: int, timer: Callable[[], float]
+    ) -> None:
+        """`step` moves `position` (B,) on; `timer` measures it on a CPU."""
+        self.width, self.drawn = width, drawn
+        self.events: list[torch.cuda.Event] = []
+        if position.is_cuda:
+            self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self.events[0].record()
+            step()
+            self.position = torch.empty_like(position, device="cpu", pin_memory=True)
+            self.position.copy_(position, non_blocking=True)
+            self.events[1].record()
+        else:
+            before = timer()
+            step()
+            self.seconds = timer() - before
+            self.position = position.clone()
+
+    def read(self) -> tuple[np.ndarray, float]:
+        """Where every result stands after the pass, (B,) int64, and the seconds it took."""
+        if self.events:
+            self.events[1].synchronize()
+            return self.position.numpy(), self.events[0].elapsed_time(self.events[1]) / 1000
+        return self.position.numpy(), self.seconds
+
+
 def step_bytes(fast: FastGPT, cache: SharedCache) -> float:
-    """Bytes one decode step reads: every matrix once, the shared keys and values, half of the target's."""
+    """Bytes one pass reads: every matrix once, the shared keys and values, half of the target's."""
     return fast.bytes + cache.prefix_bytes + cache.target_bytes / 2
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,8 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
     best = {name: best_of([values.get(name) for values in fair], better) for name, _, better in columns}
 
     def cells(values: dict[str, float | None], compete: bool) -> list[str]:
-        return [
-            bold(_number(values.get(name))) if compete and values.get(name) == best[name] else _number(values.get(name))
-            for name in paper.columns
-        ]
+        texts = {name: _number(values.get(name)) for name in paper.columns}
+        return [bold(t) if compete and values.get(name) == best[name] else t for name, t in texts.items()]
 
     rows = [([method, *cells(values, True)], False) for method, values in published]
     reference = paper.row(REFERENCE)
@@ -109,29 +107,18 @@ def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:
 
     published = [line(row) for row, below in cells.rows if not below]
     own = [line(row) for row, below in cells.rows if below]
-    top = [
-        rf"\begin{{tabular}}{{l{'r' * (len(cells.header) - 1)}}}",
-        r"\toprule",
-        " & ".join(title.translate(LATEX) for title in cells.header) + r" \\",
-        r"\midrule",
-    ]
-    return "\n".join(
-        [*top, *published, r"\midrule", *own, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in cells.notes)]
-    )
+    header = " & ".join(title.translate(LATEX) for title in cells.header) + r" \\"
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(cells.header) - 1)}}}", r"\toprule", header, r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in cells.notes)]
+    return "\n".join([*top, *published, r"\midrule", *own, *end])
 
 
 def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
     """Columns, the paper's rows and ours with all digits, differences to the paper's EditAR row, and why a
     row of ours must not be read against the paper's."""
     reference = paper.row(REFERENCE)
-    columns = [
-        {"name": name, "unit": unit, "better": better}
-        for name, unit, better in zip(paper.columns, paper.units, paper.better, strict=True)
-    ]
-    published = [
-        {"method": row.method, "base": row.base, "kind": row.kind, "values": paper.row(row.method)}
-        for row in paper.rows
-    ]
+    columns = zip(paper.columns, paper.units, paper.better, strict=True)
+    published = [{**vars(row), "values": paper.row(row.method)} for row in paper.rows]
     own = [
         {
             "method": row.method,
@@ -142,7 +129,8 @@ def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
         }
         for row in ours
     ]
-    table = {"source": paper.source, "columns": columns, "paper": published, "ours": own}
+    titles = [{"name": name, "unit": unit, "better": better} for name, unit, better in columns]
+    table = {"source": paper.source, "columns": titles, "paper": published, "ours": own}
     return json.dumps(strict_json(table), indent=1, ensure_ascii=False)
 
 
@@ -195,7 +183,9 @@ def _minus(value: float | None, reference: float | None) -> float | None:
 
 
 def strict_json(value: Any) -> Any:
-    """Nested values with NaN as None and infinities as "inf" and "-inf": JSON knows none of them."""
+    """Nested values and dataclasses with NaN as None and infinities as "inf" and "-inf": JSON knows none of them."""
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         return {key: strict_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

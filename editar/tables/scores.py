@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from editar.errors import BenchmarkError
-from editar.metrics.networks import Missing
 from editar.runtime.files import provenance, write_json
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables
@@ -76,10 +75,8 @@ class Evaluation:
 
     def means(self, method: MethodScores) -> dict[str, Mean]:
         """Column -> mean with its interval; numbers of the whole result have none."""
-        found = means(method.values(self.columns), self._rates)
-        for name, value in method.whole.items():
-            found[name] = Mean(value, math.nan, math.nan, len(method.rows), 0)
-        return found
+        whole = {name: Mean(value, math.nan, math.nan, len(method.rows), 0) for name, value in method.whole.items()}
+        return means(method.values(self.columns), self._rates) | whole
 
     def means_by(self, method: MethodScores, title: str) -> dict[str, dict[str, Mean]]:
         """Group -> column -> mean, by one of `method.groups`."""
@@ -89,72 +86,45 @@ class Evaluation:
     def _rates(self) -> set[str]:
         return {column.name for column in self.columns if column.rate}
 
+    def row_columns(self) -> list[Column]:
+        """Those that every row has a number for."""
+        whole = {name for method in self.methods for name in method.whole}
+        return [column for column in self.columns if column.name not in whole]
+
     def paired(self) -> dict[str, dict[str, Comparison]]:
         """Every later method against the first, picture by picture: method -> column -> comparison."""
+
+        def by_id(method: MethodScores, column: Column) -> dict[str, float]:
+            return {str(row["id"]): row[column.name] for row in method.rows}
+
         first, *others = self.methods
-        by_id = {method.method: {str(row["id"]): row for row in method.rows} for method in self.methods}
-        found: dict[str, dict[str, Comparison]] = {}
-        for other in others:
-            found[other.method] = {}
-            for column in self.columns:
-                if column.name not in first.whole:
-                    a, b = (
-                        {id: row[column.name] for id, row in by_id[name].items()}
-                        for name in (first.method, other.method)
-                    )
-                    found[other.method][column.name] = compare(a, b, column.better)
-        return found
+        return {
+            other.method: {c.name: compare(by_id(first, c), by_id(other, c), c.better) for c in self.row_columns()}
+            for other in others
+        }
 
     def our_rows(self) -> list[OurRow]:
-        return [
-            OurRow(
-                method.method,
-                {name: mean.mean for name, mean in self.means(method).items()},
-                "; ".join(method.why_not),
-            )
-            for method in self.methods
-        ]
+        means = [{name: mean.mean for name, mean in self.means(method).items()} for method in self.methods]
+        return [OurRow(m.method, values, "; ".join(m.why_not)) for m, values in zip(self.methods, means, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
+        """What scores.json holds, before `strict_json`."""
         methods = {}
         for method in self.methods:
-            methods[method.method] = {
-                "results": method.results,
-                "pictures": len(method.rows),
-                "comparable": not method.why_not,
-                "why_not": method.why_not,
-                "generated_with": method.generated_with,
-                "mean": {name: asdict(mean) for name, mean in self.means(method).items()},
-                "by": {
-                    title: {
-                        group: {name: asdict(mean) for name, mean in columns.items()}
-                        for group, columns in self.means_by(method, title).items()
-                    }
-                    for title in method.groups
-                },
-                "groups": method.groups,
-                "whole": method.whole,
-                "rows": method.rows,
-            }
-        paired = {
-            name: {column: asdict(found) for column, found in columns.items()}
-            for name, columns in (self.paired() if len(self.methods) > 1 else {}).items()
-        }
+            found = {"pictures": len(method.rows), "comparable": not method.why_not, "mean": self.means(method)}
+            found["by"] = {title: self.means_by(method, title) for title in method.groups}
+            methods[method.method] = found | {key: value for key, value in vars(method).items() if key != "method"}
         return {
             "benchmark": self.benchmark,
             "protocol": self.protocol,
             "root": self.root,
             "made_by": provenance(),
-            "columns": [asdict(column) for column in self.columns],
+            "columns": self.columns,
             "missing_columns": self.missing,
             "judges": self.networks,
             "methods": methods,
-            "compared_with_first": paired,
+            "compared_with_first": self.paired(),
         }
-
-
-def missing_columns(missing: Sequence[Missing]) -> dict[str, str]:
-    return {name: item.reason for item in missing for name in item.columns}
 
 
 def write_evaluation(evaluation: Evaluation, tables: Sequence[str], out: Path) -> None:
@@ -164,9 +134,9 @@ def write_evaluation(evaluation: Evaluation, tables: Sequence[str], out: Path) -
     write_tables(dict.fromkeys(tables, ours), out)
     print(text_table(paper_tables()[tables[0]], ours) if tables else breakdown(evaluation))
     for method in evaluation.methods:
-        found = evaluation.means(method)
-        skipped = ", ".join(f"{name} {mean.excluded}" for name, mean in found.items() if mean.excluded)
-        if skipped:
+        excluded = {name: mean.excluded for name, mean in evaluation.means(method).items() if mean.excluded}
+        if excluded:
+            skipped = ", ".join(f"{name} {count}" for name, count in excluded.items())
             print(f"{method.method}: not in the means because undefined: {skipped}")
     if len(evaluation.methods) > 1:
         print(paired_table(evaluation))
@@ -218,32 +188,15 @@ def load_evaluation(path: str | Path) -> Evaluation:
     file = path / FILE if path.is_dir() else path
     try:
         raw = json.loads(file.read_text())
-        columns = [Column(**column) for column in raw["columns"]]
+        columns, methods = [Column(**column) for column in raw["columns"]], []
         names = {column.name for column in columns}
-        methods = [
-            MethodScores(
-                name,
-                entry["results"],
-                [
-                    {key: _number(value) if key in names else value for key, value in row.items()}
-                    for row in entry["rows"]
-                ],
-                entry["groups"],
-                {key: _number(value) for key, value in entry["whole"].items()},
-                entry["why_not"],
-                entry["generated_with"],
-            )
-            for name, entry in raw["methods"].items()
-        ]
-        return Evaluation(
-            raw["benchmark"],
-            raw["protocol"],
-            raw["root"],
-            columns,
-            methods,
-            raw["missing_columns"],
-            raw["judges"],
-        )
+        for name, entry in raw["methods"].items():
+            rows = [{k: _number(v) if k in names else v for k, v in row.items()} for row in entry["rows"]]
+            whole = {key: _number(value) for key, value in entry["whole"].items()}
+            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"])
+            methods.append(MethodScores(name, entry["results"], rows, *own))
+        settings = (raw["benchmark"], raw["protocol"], raw["root"])
+        return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -151,7 +151,7 @@ def forward(run: Run, batch: Batch) -> LossOutput:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """So that a resumed step draws the dropout masks it would have drawn."""
+    """A seed per step and rank, so that a resumed step draws the dropout masks of an uninterrupted run."""
     return int(stream.mix(np.array([(step << 20) + rank], np.uint64), (seed << 8) + 251)[0] >> np.uint64(1))
 
 

@@ -1,6 +1,6 @@
 """One model on several processes: DDP, or FSDP2 for sizes whose weights, gradients and moments do not fit.
 
-Parameter names stay those of the plain GPT either way, so checkpoints know nothing of how they were made.
+Parameter names stay those of the plain GPT either way, so a checkpoint does not depend on how it was trained.
 """
 
 from __future__ import annotations

@@ -94,19 +94,17 @@ def fetch(names: list[str], folder: Path = Path("checkpoints")) -> list[Path]:
     Raises CheckpointError; where the hub cannot be reached its text says which file to put where.
     """
     entries = select(names, load_manifest())
-    downloads: list[Download] = []
     try:
-        for entry in entries.values():
-            downloads += plan(entry, folder)
+        downloads = [item for entry in entries.values() for item in plan(entry, folder)]
     except ConnectionError as error:
         lines = [line for entry in entries.values() for line in by_hand(entry, folder)]
         raise CheckpointError("\n".join([f"{error}; where there is no network, do by hand:", *lines])) from None
-    wanted = [item for item in downloads if not is_there(item)]
+    wanted = [d for d in downloads if not d.target.is_file() or d.size not in (None, d.target.stat().st_size)]
     say(check_space(wanted, folder) if wanted else "everything is there already")
     for item in wanted:
         say(f"{item.file} -> {item.target}")
         partial = folder / ".partial"
-        got = download_url(item, partial) if item.url else download_hub(item, partial)
+        got = (download_url if item.url else download_hub)(item, partial)
         verify(got, item)
         item.target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(got, item.target)
@@ -123,8 +121,7 @@ def plan(entry: WeightsEntry, folder: Path) -> list[Download]:
     The hub is not asked when all files are there. Raises ConnectionError when it does not answer.
     """
     listing: dict[str, tuple[int | None, str | None]] = {}
-    complete = not missing_files(entry, folder)
-    if entry.repo is not None and not complete:
+    if entry.repo is not None and missing_files(entry, folder):
         try:
             listing = hub_listing(entry.repo, entry.repo_type or "model")
         except Exception as error:  # offline, missing, private: the hub's client has many types
@@ -137,10 +134,8 @@ def plan(entry: WeightsEntry, folder: Path) -> list[Download]:
         if listing and name not in listing:
             raise CheckpointError(f"{entry.repo}: has no file {item.file}; third_party/weights.yaml is out of date")
         size, sha = listing.get(name, (None, None))
-        target = target_path(item, name, folder)
-        downloads.append(
-            Download(entry, name, item.url, target, item.size or size, item.sha256 or sha or item.sha256_prefix)
-        )
+        target, known = target_path(item, name, folder), item.sha256 or sha or item.sha256_prefix
+        downloads.append(Download(entry, name, item.url, target, item.size or size, known))
     return downloads
 
 
@@ -159,16 +154,11 @@ def target_path(item: WeightsFile, name: str, folder: Path) -> Path:
 
 def by_hand(entry: WeightsEntry, folder: Path) -> list[str]:
     """One line per missing file: which file from where goes where."""
-    lines = []
-    for item in missing_files(entry, folder):
-        origin = item.url or f"{item.file} of the {entry.repo_type} repository {entry.repo}"
-        lines.append(f"  put {origin} at {target_path(item, alternatives(item)[0], folder)}")
-    return lines
-
-
-def is_there(item: Download) -> bool:
-    """Whether the target is already complete, as far as its size tells."""
-    return item.target.is_file() and item.size in (None, item.target.stat().st_size)
+    where = f"of the {entry.repo_type} repository {entry.repo}"
+    return [
+        f"  put {item.url or f'{item.file} {where}'} at {target_path(item, alternatives(item)[0], folder)}"
+        for item in missing_files(entry, folder)
+    ]
 
 
 def check_space(wanted: list[Download], folder: Path) -> str:
@@ -224,16 +214,12 @@ def download_url(item: Download, folder: Path) -> Path:
     try:
         with urllib.request.urlopen(str(item.url), timeout=60) as reply, open(path, "wb") as file:
             total = int(reply.headers.get("Content-Length", 0))
-            with tqdm(total=total or None, unit="B", unit_scale=True, desc=item.file[:40]) as bar:
-                while block := reply.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
+            with tqdm.wrapattr(reply, "read", total or None, desc=item.file[:40]) as body:
+                shutil.copyfileobj(body, file)
     except OSError as error:
         raise CheckpointError(f"{item.url}: {error}; or put that file at {item.target} yourself") from None
-    if total and path.stat().st_size != total:
-        raise CheckpointError(
-            f"{item.url}: the connection broke after {path.stat().st_size} of {total} bytes; run again"
-        )
+    if total and (size := path.stat().st_size) != total:
+        raise CheckpointError(f"{item.url}: the connection broke after {size} of {total} bytes; run again")
     return path
 
 
@@ -249,10 +235,8 @@ def hub_file(source: str) -> Path:
     try:
         return Path(hf_hub_download(repo, file, repo_type=repo_type))
     except Exception as error:  # offline, missing, private: many types, one meaning
-        reason = one_line(error)
-        raise CheckpointError(
-            f"{source}: not here, and the hub gave no {file} of {repo_type} {repo} ({reason})"
-        ) from None
+        text = f"not here, and the hub gave no {file} of {repo_type} {repo} ({one_line(error)})"
+        raise CheckpointError(f"{source}: {text}") from None
 
 
 def parse_hub_id(source: str) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ from editar.errors import BenchmarkError, CheckpointError, ImageError
 from editar.metrics.fid import (
     FidStatistics,
     Inception,
-    PictureFiles,
     cached_statistics,
     features,
     frechet_distance,
     mean_of_groups,
     statistics,
 )
+from editar.metrics.pictures import Mapped, load_square
 from editar.runtime.files import content_sum
 
 CPU = torch.device("cpu")
@@ -41,6 +42,10 @@ def write_pictures(folder: Path, count: int, seed: int, size: int = 64) -> list[
         noise = random.integers(0, random.integers(5, 50), (size, size, 3))
         Image.fromarray((level + noise).astype(np.uint8)).save(file)
     return files
+
+
+def square_files(files: list[Path], size: int = 64) -> Mapped:
+    return Mapped(partial(load_square, size=size), files)
 
 
 def gaussian(seed: int, size: int = 12) -> FidStatistics:
@@ -75,12 +80,12 @@ def test_features_are_clean_fids(tmp_path: Path) -> None:
 
     files = write_pictures(tmp_path / "a", 5, 0)
     theirs = get_files_features([str(f) for f in files], network, 0, 2, CPU, verbose=False)
-    np.testing.assert_allclose(features(PictureFiles(files, 64), network, CPU, batch=3), theirs, rtol=1e-6)
+    np.testing.assert_allclose(features(square_files(files), network, CPU, batch=3), theirs, rtol=1e-6)
 
 
 def test_statistics_are_made_once(tmp_path: Path) -> None:
     files, cache = write_pictures(tmp_path / "a", 6, 0), tmp_path / "cache" / "reference.npz"
-    pictures, sum = PictureFiles(files, 64), content_sum(files)
+    pictures, sum = square_files(files), content_sum(files)
     made = cached_statistics(cache, pictures, sum, network, "net", CPU)
 
     def broken(pictures: torch.Tensor) -> torch.Tensor:
@@ -90,7 +95,7 @@ def test_statistics_are_made_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.covariance, made.covariance)
     assert (again.count, again.pictures, again.network) == (6, sum, "net")
     assert frechet_distance(made, again) == pytest.approx(0, abs=1e-5)  # of pictures in 0..255
-    other = statistics(PictureFiles(write_pictures(tmp_path / "b", 6, 1), 64), "", network, "net", CPU)
+    other = statistics(square_files(write_pictures(tmp_path / "b", 6, 1)), "", network, "net", CPU)
     assert frechet_distance(made, other) > 1
 
 
@@ -98,7 +103,7 @@ def test_a_stale_cache_is_noticed(tmp_path: Path) -> None:
     files, cache = write_pictures(tmp_path / "a", 4, 0), tmp_path / "reference.npz"
 
     def ask(files: list[Path], network_sum: str = "net") -> None:
-        cached_statistics(cache, PictureFiles(files, 64), content_sum(files), network, network_sum, CPU)
+        cached_statistics(cache, square_files(files), content_sum(files), network, network_sum, CPU)
 
     ask(files)
     with pytest.raises(BenchmarkError, match="another Inception"):
@@ -121,20 +126,20 @@ def test_a_cache_without_a_place_is_said_before_anything_is_made(tmp_path: Path)
 
     for cache in (files[0] / "fid.npz", tmp_path / "a"):
         with pytest.raises(BenchmarkError, match=r"no place for FID statistics .*; give fid_statistics=FILE.npz"):
-            cached_statistics(cache, PictureFiles(files, 64), "", broken, "net", CPU)
+            cached_statistics(cache, square_files(files), "", broken, "net", CPU)
 
 
 def test_bad_pictures(tmp_path: Path) -> None:
     files = write_pictures(tmp_path / "a", 2, 0)
     with pytest.raises(BenchmarkError, match="64x64, this benchmark is scored at 512x512"):
-        features(PictureFiles(files), network, CPU)
+        features(square_files(files, 512), network, CPU)
     files[1].write_bytes(b"not a picture")
     with pytest.raises(ImageError, match="not a readable image"):
-        features(PictureFiles(files, 64), network, CPU)
+        features(square_files(files), network, CPU)
     with pytest.raises(ImageError, match=r"^[^\n]*1\.png: not a readable image[^\n]*$"):
-        features(PictureFiles(files, 64), network, CPU, workers=1)
+        features(square_files(files), network, CPU, workers=1)
     with pytest.raises(BenchmarkError, match="at least two"):
-        statistics(PictureFiles(files[:1], 64), "", network, "net", CPU)
+        statistics(square_files(files[:1]), "", network, "net", CPU)
 
 
 def test_other_networks_are_not_compared() -> None:

@@ -12,7 +12,8 @@ from editar.config import GPTConfig, RopeConfig, SamplingConfig
 from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate
-from editar.sampling.engine import Engine, known_runs
+from editar.sampling.engine import Engine
+from editar.sampling.linear import PackedLinear, pick_linear
 from editar.sampling.stats import copy_bandwidth
 
 ROPES = {
@@ -56,10 +57,10 @@ def seeds(cfg: SamplingConfig, count: int) -> SampleSeeds | None:
     return None if cfg.greedy else SampleSeeds(cfg.seed, [f"s{i}" for i in range(count)])
 
 
-def both(model: GPT, images: int, cfg: SamplingConfig, **given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def both(model: GPT, images: int, cfg: SamplingConfig, **options: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     source, text = conditions(images)
-    fast = Engine(model).generate(source, text, cfg, seeds(cfg, images), **given)
-    return fast, generate(model, source, text, cfg, seeds(cfg, images), **given)
+    fast = Engine(model).generate(source, text, cfg, seeds(cfg, images), **options)
+    return fast, generate(model, source, text, cfg, seeds(cfg, images), **options)
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -95,7 +96,7 @@ def test_samples_of_one_image_share_its_prefix(gpt: GPT, settings: str) -> None:
     assert not torch.equal(fast[0], fast[1])
 
 
-GIVEN = {
+KNOWN = {
     "nothing": "................",
     "begin": "xxxxx...........",
     "end": "......xxxxxxxxxx",
@@ -105,32 +106,31 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("pattern", GIVEN)
+@pytest.mark.parametrize("pattern", KNOWN)
 @pytest.mark.parametrize("settings", ["greedy", "drawn"])
-def test_given_codes(gpt: GPT, settings: str, pattern: str) -> None:
+def test_known_codes(gpt: GPT, settings: str, pattern: str) -> None:
     source, _ = conditions(3)
-    given = torch.tensor([letter == "x" for letter in GIVEN[pattern]])
-    forced = torch.where(given, source, -1)
-    fast, plain = both(gpt, 3, SETTINGS[settings], forced=forced)
+    known = torch.tensor([letter == "x" for letter in KNOWN[pattern]])
+    known_codes = torch.where(known, source, -1)
+    fast, plain = both(gpt, 3, SETTINGS[settings], known_codes=known_codes)
     assert torch.equal(fast, plain)
-    assert torch.equal(fast[:, given], source[:, given])
+    assert torch.equal(fast[:, known], source[:, known])
 
 
-def test_given_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
+def test_known_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
     source, _ = conditions(3)
-    forced = source.clone()
+    known_codes = source.clone()
     for image in range(3):
-        forced[image, 4 * image : 4 * image + 6] = -1
-    fast, plain = both(gpt, 3, SETTINGS["drawn"], forced=forced)
+        known_codes[image, 4 * image : 4 * image + 6] = -1
+    fast, plain = both(gpt, 3, SETTINGS["drawn"], known_codes=known_codes)
     assert torch.equal(fast, plain)
-    assert known_runs(forced, 16) == [(14, 16)]
 
 
-def test_long_given_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_known_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editar.sampling.engine.LONGEST_READ", 3)
     source, _ = conditions(1)
-    forced = torch.where(torch.arange(16) < 13, source, -1)
-    fast, plain = both(gpt, 1, SETTINGS["greedy"], forced=forced)
+    known_codes = torch.where(torch.arange(16) < 13, source, -1)
+    fast, plain = both(gpt, 1, SETTINGS["greedy"], known_codes=known_codes)
     assert torch.equal(fast, plain)
 
 
@@ -168,8 +168,18 @@ def test_another_shape_or_setting_replaces_the_buffers(gpt: GPT) -> None:
         assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, images)), plain)
 
 
-def test_weights_that_change_are_noticed() -> None:
+@pytest.mark.parametrize("settings", ["greedy", "drawn"])
+def test_packed_weights_write_the_same_codes(gpt: GPT, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
+    assert pick_linear(gpt.output.weight, compiles=False, int8=False) is PackedLinear
+    for images in (1, 3):  # fewer and, in wide passes, more rows than a packed product takes
+        fast, plain = both(gpt, images, replace(SETTINGS[settings], window=15))
+        assert torch.equal(fast, plain)
+
+
+def test_weights_that_change_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed copies of the weights would go on answering for the old model."""
+    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
     model = small_gpt()
     engine, cfg = Engine(model), SETTINGS["greedy"]
     source, text = conditions(2)
@@ -181,17 +191,39 @@ def test_weights_that_change_are_noticed() -> None:
     assert torch.equal(after, generate(model, source, text, cfg))
 
 
-def test_progress_and_numbers_count_every_code(gpt: GPT) -> None:
+def test_progress_and_stats_count_every_code(gpt: GPT) -> None:
     engine, counted = Engine(gpt), []
     source, text = conditions(2)
-    forced = torch.where(torch.arange(16) < 10, source, -1)
-    engine.generate(source, text, SETTINGS["greedy"], forced=forced, progress=counted.append)
+    known_codes = torch.where(torch.arange(16) < 10, source, -1)
+    engine.generate(source, text, SETTINGS["greedy"], known_codes=known_codes, progress=counted.append)
     assert sum(counted) == 2 * 16
-    assert (engine.numbers.images, engine.numbers.steps) == (2, 6)  # none of them from the prefill
-    assert engine.numbers.bytes > 0 and engine.numbers.ms_per_token > 0
-    total = engine.numbers + engine.numbers
-    assert (total.images, total.steps) == (4, 12)
-    assert "ms a token" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
+    stats = engine.stats
+    assert (stats.images, stats.codes, stats.codes_per_pass) == (2, 12, 12 / stats.image_passes)
+    assert stats.bytes > 0 and stats.ms_per_pass > 0
+    total = stats + stats
+    assert (total.images, total.codes, total.passes_per_image) == (4, 24, stats.passes_per_image)
+    assert "passes an image" in total.line(16, copy_bandwidth(torch.device("cpu"), megabytes=4))
+
+
+def test_a_window_wider_than_the_image_is_cut_with_a_note(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    source, text = conditions(2)
+    cfg = replace(SETTINGS["drawn"], window=1000)
+    plain = generate(gpt, source, text, cfg, seeds(cfg, 2))
+    for _ in range(2):
+        assert torch.equal(Engine(gpt).generate(source, text, cfg, seeds(cfg, 2)), plain)
+    assert capsys.readouterr().err.count("sampling.window=1000 is more than the 16 codes of an image; using 16") == 1
+
+
+def test_finished_results_leave_the_batch(gpt: GPT) -> None:
+    """All but one image are known to the end; what is left must not disturb, or be disturbed by, what is gone."""
+    source, _ = conditions(8)
+    known_codes = source.clone()
+    known_codes[5, 3:] = -1
+    known_codes[2, 15] = -1
+    for window in (1, 4, "auto"):
+        cfg = replace(SETTINGS["drawn"], window=window)
+        fast, plain = both(gpt, 8, cfg, known_codes=known_codes)
+        assert torch.equal(fast, plain)
 
 
 def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
@@ -200,22 +232,29 @@ def test_drawing_without_seeds_is_refused(gpt: GPT) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_writes_the_same_codes(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editar.sampling.engine.BUCKETS", 2)
-    engine, cfg = Engine(gpt, compile=True), SETTINGS["drawn"]
+@pytest.mark.parametrize(("window", "graphs"), [(1, 2), (5, 1), ("auto", 4)])
+def test_compiled_passes_write_the_same_codes(
+    gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], window: int | str, graphs: int
+) -> None:
+    """Window 1 has a graph for each of two buckets, every other width one; each serves both blocks."""
+    monkeypatch.setattr("editar.sampling.capture.BUCKETS", 2)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    engine, cfg = Engine(gpt, compile=True), replace(SETTINGS["drawn"], window=window)
     source, text = conditions(3)
     plain = generate(gpt, source, text, cfg, seeds(cfg, 3))
-    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
-    # A bucket's graph serves both blocks; torch 2.6 makes one for each.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-    assert compiled == 2 or torch.__version__.startswith("2.6")
+    for _ in range(2):
+        assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
+        assert len(engine._steps) == graphs
+        # torch 2.6 makes one graph for each block.
+        assert counters["unique_graphs"] == graphs or torch.__version__.startswith("2.6")
+    assert "torch.compile failed" not in capsys.readouterr().err
     # Another scale, temperature and seed need nothing new.
-    other = replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
+    compiled, other = counters["unique_graphs"], replace(cfg, cfg_scale=4.0, temperature=1.2, seed=11)
     plain = generate(gpt, source, text, other, seeds(other, 3))
     assert torch.equal(engine.generate(source, text, other, seeds(other, 3)), plain)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert counters["unique_graphs"] == compiled > 0
 
 
 def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +264,12 @@ def test_a_failing_compiler_is_said_once(gpt: GPT, capsys: pytest.CaptureFixture
         patch.setattr(torch, "compile", broken_compiler)
         for _ in range(2):
             assert torch.equal(Engine(gpt, compile=True).generate(source, text, SETTINGS["greedy"]), plain)
-    assert capsys.readouterr().err.count("torch.compile failed (no compiler here)") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "torch.compile failed; going on without it, slower. Cause: RuntimeError: no compiler here"
+        )
+        == 1
+    )
 
 
 def broken_compiler(function: object, **options: object) -> None:
@@ -236,15 +280,21 @@ def broken_compiler(function: object, **options: object) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
 @pytest.mark.parametrize("compile", [None, False])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_captured_steps_on_a_gpu(settings: str, compile: bool | None) -> None:
+@pytest.mark.parametrize("window", [1, 8, "auto"])
+def test_captured_steps_on_a_gpu(
+    window: int | str, settings: str, compile: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The captured step against the plain loop on the GPU, twice: the second call captures nothing."""
-    model, cfg = small_gpt().cuda(), SETTINGS[settings]
+    model, cfg = small_gpt().cuda(), replace(SETTINGS[settings], window=window)
     source, text = (values.cuda() for values in conditions(3))
     engine = Engine(model, compile)
     plain = generate(model, source, text, cfg, seeds(cfg, 3))
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     prepared = dict(engine._steps)
     assert bool(prepared) == (compile is None)
+    for step in prepared.values():  # replays of graphs, not the eager step that takes over when a capture fails
+        assert isinstance(getattr(step, "__self__", None), torch.cuda.CUDAGraph)
+    assert "failed" not in capsys.readouterr().err
     assert torch.equal(engine.generate(source, text, cfg, seeds(cfg, 3)), plain)
     assert engine._steps == prepared
 

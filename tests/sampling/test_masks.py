@@ -16,7 +16,7 @@ from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.runtime.entry import load_config
 from editar.sampling.batching import automatic_batch, in_batches, out_of_memory, result_bytes
-from editar.sampling.masks import given_codes, load_mask
+from editar.sampling.masks import known_codes_outside, load_mask
 from editar.sampling.pipeline import EditPipeline
 
 
@@ -38,10 +38,10 @@ def rectangle(width: int = 64, height: int = 64) -> np.ndarray:
 def test_codes_outside_the_mask_are_the_sources(pipeline: EditPipeline) -> None:
     source = np.asarray(picture())
     codes = pipeline.tokenizer.encode(batch_to_tensor(source[None]))
-    forced = given_codes(codes, [rectangle()], dilate=0)
-    assert (forced < 0).sum() == 4  # 16 x 16 pixels are 2 x 2 codes of 8 pixels
-    edited = pipeline.edit_codes(codes, ["remove the star"], ["a"], pipeline.cfg.sampling, forced)
-    outside = forced >= 0
+    known_codes = known_codes_outside(codes, [rectangle()], dilate=0)
+    assert (known_codes < 0).sum() == 4  # 16 x 16 pixels are 2 x 2 codes of 8 pixels
+    edited = pipeline.edit_codes(codes, ["remove the star"], ["a"], pipeline.cfg.sampling, known_codes)
+    outside = known_codes >= 0
     assert torch.equal(edited[outside], codes[outside])
     assert not torch.equal(edited, codes)
 
@@ -51,7 +51,7 @@ def test_a_mask_grows_by_codes_and_touches_generously() -> None:
     mask = np.zeros((64, 64), bool)
     mask[31, 31] = True  # one pixel in code (3, 3)
     for dilate, side in ((0, 1), (1, 3), (2, 5)):
-        free = given_codes(codes, [mask], dilate)[0].view(8, 8) < 0
+        free = known_codes_outside(codes, [mask], dilate)[0].view(8, 8) < 0
         assert free.sum() == side**2
         assert free[3 - dilate : 4 + dilate, 3 - dilate : 4 + dilate].all()
 
@@ -104,7 +104,7 @@ def test_edit_with_a_mask_reports_its_cost(tiny_run: Path, tmp_path: Path, capsy
     assert files[0].is_file()
     told = capsys.readouterr().err
     assert "64/64" in told  # the progress bar ends on all tokens
-    assert "ms a token" in told and "of the copy bandwidth" in told
+    assert "passes an image" in told and "of the copy bandwidth" in told
 
 
 def test_automatic_batches_fill_the_memory(pipeline: EditPipeline) -> None:

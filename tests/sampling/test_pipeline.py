@@ -42,6 +42,9 @@ def test_sampling_mistakes_are_named(pipeline: EditPipeline) -> None:
         pipeline(picture(), "remove the star", cfgscale=2)
     with pytest.raises(ConfigError, match=r"cfg_scale=0\.2 must be at least 1"):
         pipeline(picture(), "remove the star", cfg_scale=0.2)
+    for window in (0, -4, "wide"):
+        with pytest.raises(ConfigError, match=f"window={window} (must be at least 1|is not one of auto)"):
+            pipeline(picture(), "remove the star", window=window)
     with pytest.raises(ConfigError, match="is empty"):
         pipeline(picture(), "   ")
 
@@ -110,7 +113,7 @@ def edit_config(tiny_run: Path, folder: Path, *more: str) -> EditConfig:
 
 
 def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> None:
-    files = edit(edit_config(tiny_run, tmp_path, "num_samples=2", "+sampling.cfg_scale=1.5"))
+    files = edit(edit_config(tiny_run, tmp_path, "num_samples=2", "+sampling.cfg_scale=1.5", "+sampling.window=auto"))
     assert [file.name for file in files] == ["out_0.png", "out_1.png", "out_side_by_side.png"]
     assert Image.open(files[0]).size == (64, 64)
     assert Image.open(files[2]).size == (3 * 64 + 2 * 4, 64)

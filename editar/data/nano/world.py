@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,16 +196,8 @@ def render(plan: Plan) -> EditSample:
     source, target = draw_source(plan), ns.draw(plan.target)
     translation = plan.task in TRANSLATIONS
     mask = np.ones(source.shape[:2], bool) if translation else (source != target).any(axis=2)
-    return EditSample(
-        id=plan.id,
-        task=plan.task,
-        source=source,
-        target=target,
-        instruction=plan.instruction,
-        mask=mask,
-        source_caption="" if translation else plan.source.caption,
-        target_caption=plan.target.caption,
-    )
+    captions = ("" if translation else plan.source.caption, plan.target.caption)
+    return EditSample(plan.id, plan.task, source, target, plan.instruction, mask, *captions)
 
 
 # --- counterfactuals ------------------------------------------------------------------------------
@@ -222,12 +215,10 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
     half = ((source_picture.astype(np.uint16) + target_picture) // 2).astype(np.uint8)
     wrong: list[tuple[str, Scene]] = []
     if plan.task == "remove":
-        left = plan.source
-        wrong += _other_colours(left, index) + _other_kinds(left, index)
-        wrong += [("wrong object", left.without(i)) for i in range(len(left.shapes)) if i != index]
+        wrong += _other_looks(plan.source, index)
+        wrong += [("wrong object", plan.source.without(i)) for i in range(len(plan.source.shapes)) if i != index]
     elif index >= 0:
-        wrong += _other_colours(target, index) + _other_kinds(target, index)
-        wrong.append(("missing object", target.without(index)))
+        wrong += [*_other_looks(target, index), ("missing object", target.without(index))]
     if plan.task in ("recolour", "replace"):
         new = target.shapes[index]
         for i in range(len(plan.source.shapes)):
@@ -240,12 +231,11 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
         wrong += _other_backgrounds(target)
     if plan.task in TRANSLATIONS:
         for i in range(len(target.shapes)):
-            wrong += _other_colours(target, i) + _other_kinds(target, i) + _other_places(target, i)
-            wrong.append(("missing object", target.without(i)))
+            wrong += [*_other_looks(target, i), *_other_places(target, i), ("missing object", target.without(i))]
     else:
         for i in range(len(target.shapes)):
             if plan.task == "remove" or i != index:
-                harmed = [target.without(i)] + [s for _, s in _other_colours(target, i) + _other_kinds(target, i)]
+                harmed = [target.without(i), *(scene for _, scene in _other_looks(target, i))]
                 wrong += [("damage", scene) for scene in harmed]
     wrong += _extra_objects(target)
     pictures = [("unchanged", source_picture), ("half done", half)]
@@ -253,29 +243,18 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
     return [(name, picture) for name, picture in pictures if not np.array_equal(picture, target_picture)]
 
 
-def _other_colours(scene: Scene, index: int) -> list[tuple[str, Scene]]:
-    return [
-        ("wrong colour", scene.with_shape(index, colour=name))
-        for name in ns.COLOURS
-        if name != scene.shapes[index].colour
-    ]
-
-
-def _other_kinds(scene: Scene, index: int) -> list[tuple[str, Scene]]:
-    return [
-        ("wrong shape", scene.with_shape(index, kind=name)) for name in ns.KINDS if name != scene.shapes[index].kind
-    ]
+def _other_looks(scene: Scene, index: int) -> list[tuple[str, Scene]]:
+    shape = scene.shapes[index]
+    colours = [("wrong colour", scene.with_shape(index, colour=name)) for name in ns.COLOURS if name != shape.colour]
+    return colours + [("wrong shape", scene.with_shape(index, kind=name)) for name in ns.KINDS if name != shape.kind]
 
 
 def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:
-    places = []
-    for cell in range(9):
-        x, y = _centre(cell)
-        moved = scene.with_shape(index, x=x, y=y)
-        others = [s for i, s in enumerate(scene.shapes) if i != index]
-        if cell != scene.shapes[index].cell and not any(moved.shapes[index].overlaps(s) for s in others):
-            places.append(("wrong place", moved))
-    return places
+    shape, others = scene.shapes[index], scene.without(index).shapes
+    places = (_centre(cell) for cell in range(9) if cell != shape.cell)
+    moves: list[dict[str, Any]] = [{"x": x, "y": y} for x, y in places]
+    free = [at for at in moves if not any(replace(shape, **at).overlaps(other) for other in others)]
+    return [("wrong place", scene.with_shape(index, **at)) for at in free]
 
 
 def _extra_objects(scene: Scene) -> list[tuple[str, Scene]]:

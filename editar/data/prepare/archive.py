@@ -70,26 +70,20 @@ class JoinedParts(io.RawIOBase):
     """Files read one after the other as one stream; `progress(bytes)` after every read."""
 
     def __init__(self, parts: list[Path], progress: Callable[[int], object]) -> None:
-        self._waiting, self._progress = list(parts), progress
-        self._file: io.FileIO | None = None
+        self._file, self._waiting, self._progress = io.FileIO(parts[0]), parts[1:], progress
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while self._file is not None or self._waiting:
-            if self._file is None:
-                self._file = io.FileIO(self._waiting.pop(0))
-            if count := self._file.readinto(buffer):
-                self._progress(count)
-                return count
+        while not (count := self._file.readinto(buffer)) and self._waiting:
             self._file.close()
-            self._file = None
-        return 0
+            self._file = io.FileIO(self._waiting.pop(0))
+        self._progress(count)
+        return count
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         super().close()
 
 
@@ -102,7 +96,7 @@ class Member(NamedTuple):
 
 
 class TruncatedArchive(DataError):
-    """The archive ends before its end, or is damaged there."""
+    """The archive is cut short, or damaged at the place that was reached."""
 
 
 def archive_members(parts: list[Path], progress: Callable[[int], object]) -> Iterator[Member]:
@@ -116,7 +110,7 @@ def archive_members(parts: list[Path], progress: Callable[[int], object]) -> Ite
         tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER) as tar,
     ):
         while (info := tar.next()) is not None:
-            vars(tar)["members"].clear()  # else the headers of millions of files pile up
+            vars(tar)["members"].clear()  # else tarfile keeps the headers of millions of files in memory
             if info.isfile():
                 yield Member(info.name, info.size, partial(_content, tar, info, parts[-1]))
         while plain.read(BUFFER):
@@ -131,14 +125,11 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, part: Path) -> bytes:
 
 @contextmanager
 def naming_damage(part: Path) -> Iterator[None]:
-    """Damage that the body meets as TruncatedArchive."""
+    """Raises TruncatedArchive for whatever a damaged archive makes the body raise."""
     try:
         yield
     except (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
         raise TruncatedArchive(f"{part}: the archive breaks off or is damaged ({error})") from None
-
-
-# --- annotations ----------------------------------------------------------------------------------
 
 
 class Annotation(NamedTuple):
@@ -176,8 +167,7 @@ def _parse(line: str, seen: set[int]) -> Annotation | Dropped:
         source, target = (posixpath.normpath(str(entry[key])).lstrip("/") for key in ("source_image", "target_image"))
     except (ValueError, KeyError, TypeError) as error:
         return Dropped("unreadable annotation", f"{type(error).__name__}: {error}")
-    texts = [entry.get(key) for key in ("instruction", "source_caption", "target_caption", "instruction_ori")]
-    texts = [text if isinstance(text, str) else None for text in texts]
+    texts = [entry[key] if isinstance(entry.get(key), str) else None for key in Annotation._fields[2:]]
     if not (texts[0] or "").strip():
         return Dropped("no text")
     key = hashlib.blake2b(json.dumps([source, target, texts[0]]).encode(), digest_size=8).digest()

@@ -15,7 +15,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from editar.runtime.files import write_json, write_text
 from editar.runtime.log import say
 
 LISTED = 10_000  # dropped rows named per piece of work and reason; all are counted
-THUMBNAIL, THUMBNAILS, PER_LINE = 128, 16, 4
+THUMBNAIL, THUMBNAILS, PER_LINE = 128, 16, 8  # pixels, pairs, pictures in a line
 
 
 class Dropped(ValueError):
@@ -65,9 +64,6 @@ def check_image(content: bytes | None, name: str) -> tuple[int, int]:
     return height, width
 
 
-# --- state ----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; a full disk in the body becomes one line. Raises DataError."""
@@ -98,6 +94,7 @@ def start(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         manifest = read_manifest(folder)
         _check_same(folder, manifest["made_from"], made_from)
         _clear(folder)
+        say(f"{folder}: prepared already, {manifest['rows']} rows")
         return manifest
     if (folder / UNFINISHED).is_file():
         _check_same(folder, json.loads((folder / UNFINISHED).read_text()), made_from)
@@ -110,14 +107,14 @@ def start(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [key for key in new if old.get(key) != new[key]]
-    if not changed:
-        return
-    shown = ", ".join(
-        "other input files" if isinstance(new[key], list) else f"{key} was {old.get(key)}, now {new[key]}"
-        for key in changed
-    )
-    raise DataError(f"{folder} was made with other arguments ({shown}); choose another folder or remove that one")
+    changed = [
+        "other input files" if isinstance(value, list) else f"{key} was {old.get(key)}, now {value}"
+        for key, value in new.items()
+        if old.get(key) != value
+    ]
+    if changed:
+        shown = ", ".join(changed)
+        raise DataError(f"{folder} was made with other arguments ({shown}); choose another folder or remove that one")
 
 
 def unit_file(folder: Path, name: str) -> Path:
@@ -129,22 +126,31 @@ def finished_unit(folder: Path, name: str) -> dict[str, Any] | None:
     if not unit_file(folder, name).is_file():
         return None
     unit = json.loads(unit_file(folder, name).read_text())
-    whole = all(
-        (folder / e["name"]).is_file() and (folder / e["name"]).stat().st_size == e["bytes"] for e in unit["files"]
-    )
-    return unit if whole else None
+    files = [(folder / entry["name"], entry["bytes"]) for entry in unit["files"]]
+    return unit if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
 
 
 def finish_folder(
-    folder: Path, manifest: dict[str, Any], dropped: list[dict[str, str]], sheet: Callable[[], None]
-) -> None:
-    """Draw the sheet, list the dropped rows, write the manifest, and tell what came out."""
+    folder: Path,
+    made_from: dict[str, Any],
+    files: list[dict[str, Any]],
+    drops: Drops,
+    columns: tuple[str, str],
+    open_rows: Callable[[], Table],
+    **more: Any,
+) -> dict[str, Any]:
+    """Draw the sheet of the source and target `columns`, list the dropped rows, write the manifest with `more` in
+    it, and tell what came out -> the manifest."""
+    manifest = {"source": made_from["source"], "origin": made_from["origin"], **more}
+    manifest |= {"rows": sum(file["rows"] for file in files), "dropped": dict(sorted(drops.counts.items()))}
+    manifest |= {"files": files, "made_from": made_from}
     if manifest["rows"]:
-        sheet()
-    write_text(folder / "dropped.jsonl", "".join(json.dumps(row) + "\n" for row in dropped))
+        write_sheet(open_rows(), columns, folder / "contact_sheet.png")
+    write_text(folder / "dropped.jsonl", "".join(json.dumps(row) + "\n" for row in drops.rows))
     write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
     _clear(folder)
     tell(folder, manifest)
+    return manifest
 
 
 def _clear(folder: Path) -> None:
@@ -167,13 +173,9 @@ def tell(folder: Path, manifest: dict[str, Any]) -> None:
 
 def write_sheet(table: Table, columns: tuple[str, str], path: Path) -> None:
     """Evenly spaced rows as pairs of thumbnails, source | target."""
-    count = min(THUMBNAILS, len(table))
-    pairs: list[list[np.ndarray]] = []
+    count, cells = min(THUMBNAILS, len(table)), list[np.ndarray]()
     for i in range(count):
         row = table[i * len(table) // count]
-        pictures = [load_image(row[name]["bytes"]) for name in columns]
-        pairs.append([np.asarray(resize_and_crop(picture, THUMBNAIL)) for picture in pictures])
-    blank = np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
-    pairs += [[blank, blank]] * (-count % PER_LINE)
-    lines = [[*chain.from_iterable(pairs[i : i + PER_LINE])] for i in range(0, len(pairs), PER_LINE)]
-    save_image(contact_sheet(lines), path)
+        cells += [np.asarray(resize_and_crop(load_image(row[name]["bytes"]), THUMBNAIL)) for name in columns]
+    cells += [np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)] * (-len(cells) % PER_LINE)
+    save_image(contact_sheet([cells[i : i + PER_LINE] for i in range(0, len(cells), PER_LINE)]), path)

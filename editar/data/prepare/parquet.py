@@ -8,10 +8,11 @@ A piece of work is one input parquet file; its shards depend on nothing but that
 
 from __future__ import annotations
 
-import io
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
 from editar.data.prepare import folder as out
@@ -29,8 +29,8 @@ from editar.data.prepare.work import ShardWriter, run_units, tick
 from editar.data.shards import row_of
 from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
 from editar.errors import DataError, one_line
+from editar.images import encode_image
 from editar.runtime.files import write_json
-from editar.runtime.log import say
 
 CLASSES = 171  # of COCO-Stuff; 255 = ignore
 
@@ -95,13 +95,11 @@ class Input:
         file = self.open()
         columns = [name for name in columns if name in file.schema_arrow.names]
         if self.repo is not None:
-            return islice(stream_rows(self.repo, "train", columns, self.commit, self.path), limit)
-        return islice(self._local_rows(file, columns), limit)
-
-    def _local_rows(self, file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+            yield from islice(stream_rows(self.repo, "train", columns, self.commit, self.path), limit)
+            return
+        batches = file.iter_batches(ROW_GROUP, columns=columns, use_threads=False)
         try:
-            for batch in file.iter_batches(ROW_GROUP, columns=columns, use_threads=False):
-                yield from (row_of(batch, row) for row in range(len(batch)))
+            yield from islice((row_of(batch, row) for batch in batches for row in range(len(batch))), limit)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: damaged ({one_line(error)}); get it anew") from None
 
@@ -129,7 +127,6 @@ def prepare_parquet(request: Request) -> dict[str, Any]:
     if inputs[0].commit:
         made_from["commit"] = inputs[0].commit
     if manifest := out.start(folder, made_from):
-        say(f"{folder}: prepared already, {manifest['rows']} rows")
         return manifest
     units = plan_units(request, inputs, layout)
     waiting = [unit for unit in units if out.finished_unit(folder, unit.name) is None]
@@ -163,9 +160,8 @@ def list_hub(origin: str) -> list[Input]:
     try:
         info = HfApi().dataset_info(repo, revision=revision or None, files_metadata=True)
     except Exception as error:  # offline, missing, private: the hub's client has many types
-        raise DataError(
-            f"{origin}: the hub gives no listing ({one_line(error)}); download it, give the folder"
-        ) from None
+        text = f"the hub gives no listing ({one_line(error)}); download it, give the folder"
+        raise DataError(f"{origin}: {text}") from None
     files = sorted((s.rfilename, s.size or 0) for s in info.siblings or [] if s.rfilename.endswith(".parquet"))
     return [Input(name, name, size, repo, info.sha) for name, size in files]
 
@@ -173,18 +169,17 @@ def list_hub(origin: str) -> list[Input]:
 def plan_units(request: Request, inputs: list[Input], layout: Layout) -> list[Unit]:
     """A unit per file, as far as the limit reaches. Raises DataError for files of another data set."""
     units: list[Unit] = []
-    left = request.limit
+    left = math.inf if request.limit is None else request.limit
     for number, item in enumerate(inputs):
         if left == 0:
             break
         file = item.open()
-        if missing := [name for name in layout.needed if name not in file.schema_arrow.names]:
-            raise DataError(
-                f"{item.path}: no column {', '.join(missing)}; found {', '.join(file.schema_arrow.names)}: "
-                f"is this {request.source}?"
-            )
-        rows = file.metadata.num_rows if left is None else min(left, file.metadata.num_rows)
-        left = None if left is None else left - rows
+        known = file.schema_arrow.names
+        if missing := [name for name in layout.needed if name not in known]:
+            found = f"no column {', '.join(missing)}; found {', '.join(known)}"
+            raise DataError(f"{item.path}: {found}: is this {request.source}?")
+        rows = int(min(left, file.metadata.num_rows))
+        left -= rows
         units.append(Unit(number, item, rows, layout, request.folder, request.rows_per_shard))
     return units
 
@@ -208,9 +203,8 @@ def prepare_unit(unit: Unit) -> None:
 
 def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """A row as it is kept. Raises Dropped."""
-    kept: dict[str, Any] = {}
-    for name in (*layout.texts, *layout.others):
-        kept[name] = None if row.get(name) is None else str(row[name])
+    names = (*layout.texts, *layout.others)
+    kept: dict[str, Any] = {name: None if row.get(name) is None else str(row[name]) for name in names}
     if not any((kept[name] or "").strip() for name in layout.texts):
         raise Dropped("no text")
     size = (0, 0)
@@ -233,9 +227,7 @@ def check_labels(value: Any, size: tuple[int, int]) -> bytes:
         raise Dropped("label map of another size", f"labels {labels.shape}, image {size}")
     if unknown := np.setdiff1d(labels, [*range(CLASSES), 255]).tolist():
         raise Dropped("unknown label ids", f"{unknown[:5]}; known are 0..{CLASSES - 1} and 255")
-    buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode_image(labels)
 
 
 def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: Layout) -> dict[str, Any]:
@@ -249,14 +241,5 @@ def collect(folder: Path, made_from: dict[str, Any], units: list[Unit], layout: 
         drops.counts.update(summary["dropped"])
         drops.rows += summary["dropped_rows"]
         blank.update(summary["blank"])
-    manifest = {"source": made_from["source"], "origin": made_from["origin"], "blank": dict(sorted(blank.items()))}
-    manifest |= {"rows": sum(file["rows"] for file in files), "dropped": dict(sorted(drops.counts.items()))}
-    manifest |= {"files": files, "made_from": made_from}
-
-    def sheet() -> None:
-        out.write_sheet(
-            listed_table(folder, files, list(layout.images), ""), layout.images, folder / "contact_sheet.png"
-        )
-
-    out.finish_folder(folder, manifest, drops.rows, sheet)
-    return manifest
+    rows = partial(listed_table, folder, files, list(layout.images), "")
+    return out.finish_folder(folder, made_from, files, drops, layout.images, rows, blank=dict(sorted(blank.items())))

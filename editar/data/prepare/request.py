@@ -14,8 +14,8 @@ ROW_GROUP = 8  # rows read for one: few, they carry pixels
 
 @dataclass(frozen=True)
 class Request:
-    """What `scripts/prepare_data.py` is asked. `files`: A:B of the sorted input files; `limit`: of
-    input rows (SEED: of kept pairs); `workers` 0 = all cores, never changes the result."""
+    """`files`: A:B of the sorted input files; `limit`: of input rows (SEED: of kept pairs); `workers` 0 = all
+    cores, never changes the result."""
 
     source: str
     origin: str

@@ -18,19 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from editar.data.prepare import archive
 from editar.data.prepare import folder as out
-from editar.data.prepare.archive import (
-    Annotation,
-    TruncatedArchive,
-    archive_members,
-    find_annotations,
-    find_parts,
-    read_annotations,
-)
+from editar.data.prepare.archive import Annotation, TruncatedArchive, find_annotations, read_annotations
 from editar.data.prepare.folder import Dropped, Drops, check_image
 from editar.data.prepare.request import ROW_GROUP, Request
 from editar.data.prepare.work import ShardWriter, run_units
-from editar.data.tables import REFERENCE, UNFINISHED, listed_table
+from editar.data.tables import REFERENCE, UNFINISHED, Table, listed_table
 from editar.errors import DataError
 from editar.runtime.files import write_json
 from editar.runtime.log import say
@@ -39,7 +33,7 @@ LARGEST = 256 << 20  # bytes of one picture file
 GROUP_BYTES = 64 << 20  # an image shard ends here or at --rows-per-shard images
 PAIRS_PER_SHARD, PAIRS_PER_GROUP = 50_000, 256
 IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.binary())])
-TEXTS = ("instruction", "source_caption", "target_caption", "instruction_ori")
+TEXTS = Annotation._fields[2:]
 PAIRS = pa.schema({"source_image": REFERENCE, "target_image": REFERENCE} | {name: pa.string() for name in TEXTS})
 
 
@@ -89,7 +83,7 @@ def prepare_seed(request: Request) -> dict[str, Any]:
     root, folder = Path(request.origin), request.folder
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; download the set (parts and jsonl), the hub cannot be streamed")
-    files, parts = find_annotations(root), find_parts(root)
+    files, parts = find_annotations(root), archive.find_parts(root)
     chosen = request.choose([str(part) for part in parts])
     if chosen[0] != str(parts[0]):
         raise DataError(f"--files {request.files}: the archive can only be read from its first part; give 0:B")
@@ -100,7 +94,6 @@ def prepare_seed(request: Request) -> dict[str, Any]:
     made_from = request.made_from | {"inputs": inputs, "parts": sizes}
     forget_old_end(folder, sizes)
     if manifest := out.start(folder, made_from):
-        say(f"{folder}: prepared already, {manifest['rows']} rows")
         return manifest
     truncated = store_images(request, Pairs(root, files), parts, request.allow_truncated or partial)
     return write_pairs(request, made_from, root, files, truncated)
@@ -130,17 +123,11 @@ def store_images(request: Request, pairs: Pairs, parts: list[Path], allow_trunca
     if end.is_file():
         return json.loads(end.read_text())["truncated"]
     cut: list[TruncatedArchive] = []
-
-    def groups(bar: tqdm) -> Iterator[ImageGroup]:
-        try:
-            yield from read_groups(request, pairs, parts, bar, cut if allow_truncated else None)
-        except TruncatedArchive as error:
-            cut.append(error)
-
     total = sum(part.stat().st_size for part in parts)
     # The bar counts compressed bytes, which are read in this process: workers have nothing to add.
     with tqdm(total=total, unit="B", unit_scale=True, desc="archive", mininterval=1) as bar:
-        for _ in run_units(store_group, groups(bar), request.processes, bar):
+        groups = read_groups(request, pairs, parts, bar, cut, allow_truncated)
+        for _ in run_units(store_group, groups, request.processes, bar):
             pass
     if cut and not allow_truncated:
         raise DataError(
@@ -154,18 +141,18 @@ def store_images(request: Request, pairs: Pairs, parts: list[Path], allow_trunca
 
 
 def read_groups(
-    request: Request, pairs: Pairs, parts: list[Path], bar: tqdm, cut: list[TruncatedArchive] | None
+    request: Request, pairs: Pairs, parts: list[Path], bar: tqdm, cut: list[TruncatedArchive], allow_truncated: bool
 ) -> Iterator[ImageGroup]:
     """The annotated images in shards that are not finished yet.
 
     With a limit, reading stops at the first full shard with enough complete pairs. A truncation is
-    put into `cut` after the last images; without `cut` it is raised and the last images are left out.
+    put into `cut`; unless it is allowed the last images are left out.
     """
     found = np.zeros(len(pairs.names), bool)
     number, size, images = 0, 0, list[tuple[str, bytes | None]]()
     done = is_done(request.folder, number)
     try:
-        for member in archive_members(parts, bar.update):
+        for member in archive.archive_members(parts, bar.update):
             name = pairs.find(member.name)
             if name is None or found[pairs.names[name]]:
                 continue
@@ -181,9 +168,9 @@ def read_groups(
             if request.limit is not None and pairs.complete(found) >= request.limit:
                 return
     except TruncatedArchive as error:
-        if cut is None:
-            raise
         cut.append(error)
+        if not allow_truncated:
+            return
     if not found.any():
         raise DataError(
             f"{parts[0]}: no file in it is named by the annotations, which name {next(iter(pairs.names), 'nothing')}"
@@ -239,22 +226,13 @@ def write_pairs(
         kept += 1
         if kept == request.limit:
             break
-    files = writer.close()
-    manifest = {"source": request.source, "origin": made_from["origin"], "rows": kept}
-    manifest |= {"dropped": dict(sorted(drops.counts.items())), "truncated": truncated}
-    manifest |= {"files": files, "images": images, "made_from": made_from}
+    files, columns = writer.close(), ("source_image", "target_image")
 
-    def sheet() -> None:
-        columns = ["source_image", "target_image"]
-        stored = listed_table(folder, images, ["bytes"], "")
-        out.write_sheet(
-            listed_table(folder, files, columns, "", stored),
-            ("source_image", "target_image"),
-            folder / "contact_sheet.png",
-        )
+    def open_rows() -> Table:
+        return listed_table(folder, files, list(columns), "", listed_table(folder, images, ["bytes"], ""))
 
-    out.finish_folder(folder, manifest, drops.rows, sheet)
-    return manifest
+    more = {"truncated": truncated, "images": images}
+    return out.finish_folder(folder, made_from, files, drops, columns, open_rows, **more)
 
 
 def locate(folder: Path, images: list[dict[str, Any]], bad: dict[str, list[str]]) -> Callable[[str], dict[str, Any]]:

@@ -48,12 +48,9 @@ class ShardWriter:
         return self.files
 
     @property
-    def _name(self) -> str:
-        return f"{self.prefix}-{len(self.files):03d}.parquet"
-
-    @property
     def _partial(self) -> Path:
-        return (self.folder / self._name).with_name(f".{Path(self._name).name}.part{os.getpid()}")
+        path = self.folder / f"{self.prefix}-{len(self.files):03d}.parquet"
+        return path.with_name(f".{path.name}.part{os.getpid()}")
 
     def _flush(self) -> None:
         if not self._buffer:
@@ -70,14 +67,11 @@ class ShardWriter:
         if self._writer is None:
             return
         self._writer.close()
-        path = self.folder / self._name
-        digest, size = checksum(self._partial), self._partial.stat().st_size
-        os.replace(self._partial, path)
-        self.files.append({"name": self._name, "rows": self._written, "bytes": size, "sha256": digest})
+        name, partial = f"{self.prefix}-{len(self.files):03d}.parquet", self._partial
+        entry = {"name": name, "rows": self._written, "bytes": partial.stat().st_size, "sha256": checksum(partial)}
+        os.replace(partial, self.folder / name)
+        self.files.append(entry)
         self._writer, self._written = None, 0
-
-
-# --- processes ------------------------------------------------------------------------------------
 
 
 _move_bar: Callable[[int], object] = lambda amount: None  # noqa: E731

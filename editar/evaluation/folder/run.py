@@ -6,6 +6,7 @@ cropped as in training.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,27 +36,19 @@ class OwnPairs(Benchmark):
         if not self.pairs:
             raise BenchmarkError(f"{self.root}/pairs.jsonl: no pair in it; write one line per pair")
         for index, pair in enumerate(self.pairs, 1):
-            for key in ("source", "target"):
-                if not pair[key]["bytes"]:
-                    raise BenchmarkError(
-                        f"{self.root}/pairs.jsonl line {index}: {pair[key]['path']} is missing or empty"
-                    )
+            for picture in (pair["source"], pair["target"]):
+                if not picture["bytes"]:
+                    raise BenchmarkError(f"{self.root}/pairs.jsonl line {index}: {picture['path']} is missing or empty")
 
     def file(self, index: int, key: str) -> Path:
         return Path(self.pairs[index][key]["path"])
 
     def jobs(self) -> list[EditJob]:
-        return [
-            EditJob(
-                id=str(index),
-                name=str(index),
-                instruction=pair["instruction"],
-                caption=pair["instruction"],
-                source=lambda index=index: np.array(load_image(self.file(index, "source"))),  # type: ignore[misc]
-                size=None,
-            )
-            for index, pair in enumerate(self.pairs)
-        ]
+        jobs = []
+        for index, pair in enumerate(self.pairs):
+            text, source = pair["instruction"], partial(self.load_result, self.file(index, "source"))
+            jobs.append(EditJob(str(index), str(index), text, text, source, None))
+        return jobs
 
     def sources_sum(self) -> str:
         return content_sum(self.file(index, "source") for index in range(len(self.pairs)))
@@ -92,12 +85,8 @@ class PairScorer:
             raise BenchmarkError(f"{result}: {output.width}x{output.height}, own pairs are scored as squares")
         true = resize_and_crop(load_image(target), output.width)
         a, b = (pixels(picture) for picture in (output, true))
-        error = mse(a, b)
-        return {
-            "l1": 100 * float((a - b).abs().mean()),
-            "psnr": float(psnr(error)),
-            "ssim": 100 * float(ssim(a, b)),
-        }
+        l1 = 100 * float((a - b).abs().mean())
+        return {"l1": l1, "psnr": float(psnr(mse(a, b))), "ssim": 100 * float(ssim(a, b))}
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:

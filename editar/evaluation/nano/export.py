@@ -5,7 +5,6 @@ Pictures are enlarged to 512x512. Only the world is toy-sized; files, schemas an
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from PIL import Image
 
 from editar.data.nano import scene as ns
 from editar.data.nano.world import EDITS, TASKS, NanoWorld, Plan, draw_source, render
+from editar.data.tables import IMAGE
 from editar.evaluation.pie_bench.dataset import MAPPING, PICTURES, SIZE
-from editar.images import resize_and_crop, save_image
+from editar.images import encode_image, resize_and_crop, save_image
 from editar.runtime.files import write_json
 
 # nano task -> editing_type_id and folder of PIE-Bench
@@ -36,7 +36,6 @@ PROMPTS = {
     "cocostuff": "given the segmentation mask, generate {}",
 }
 NANO_TASKS = {"depth": "depth", "canny": "canny", "cocostuff": "segmentation"}
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def export_pie_bench(folder: Path, count: int, seed: int = 0) -> Path:
@@ -65,10 +64,9 @@ def export_translation(benchmark: str, folder: Path, count: int, seed: int = 0) 
     rows = [_row(benchmark, plan) for plan in heldout_plans((NANO_TASKS[benchmark],), count, seed)]
     kinds = {"text": pa.string(), "prompt": pa.string(), "panoptic_seg_map": pa.list_(pa.list_(pa.uint8()))}
     schema = pa.schema([(name, kinds.get(name, IMAGE)) for name in rows[0]])
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema), folder / "data" / "validation-00000-of-00001.parquet", row_group_size=16
-    )
+    file = folder / "data" / "validation-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), file, row_group_size=16)
     return folder
 
 
@@ -87,13 +85,8 @@ def _row(benchmark: str, plan: Plan) -> dict[str, Any]:
     condition = _png(enlarge(draw_source(plan)))
     if benchmark == "depth":
         return {"image": image, "control_depth": condition, "text": plan.target.caption}
-    labels = ns.draw_labels(plan.target).repeat(SIZE // ns.SIZE, 0).repeat(SIZE // ns.SIZE, 1)
-    return {
-        "image": image,
-        "control_seg": condition,
-        "panoptic_seg_map": labels.tolist(),
-        "prompt": plan.target.caption,
-    }
+    labels = ns.draw_labels(plan.target).repeat(SIZE // ns.SIZE, 0).repeat(SIZE // ns.SIZE, 1).tolist()
+    return {"image": image, "control_seg": condition, "panoptic_seg_map": labels, "prompt": plan.target.caption}
 
 
 def enlarge(picture: np.ndarray) -> np.ndarray:
@@ -110,6 +103,4 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def _png(picture: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": encode_image(picture), "path": None}

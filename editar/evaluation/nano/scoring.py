@@ -39,11 +39,7 @@ class EditScore:
 
     def row(self) -> dict[str, Any]:
         """As scores.json holds it."""
-        return {
-            "outcome": self.outcome,
-            "success": 100.0 * self.success,
-            "background_psnr": self.background_psnr,
-        }
+        return {"outcome": self.outcome, "success": 100.0 * self.success, "background_psnr": self.background_psnr}
 
 
 def score_edit(plan: Plan, output: np.ndarray) -> EditScore:

@@ -67,7 +67,6 @@ class PieItem:
     edit_type: int
     origin: str
     subject: str
-    blended_words: str
     runs: tuple[int, ...]
 
     @property
@@ -137,18 +136,10 @@ def _item(file: Path, key: str, entry: Any) -> PieItem:
         raise BenchmarkError(f"{where}: image_path {path} must lie inside {PICTURES}")
     if str(entry["editing_type_id"]) not in map(str, EDIT_TYPES):
         raise BenchmarkError(f"{where}: editing_type_id {entry['editing_type_id']} is not one of 0 to 9")
-    return PieItem(
-        id=key,
-        path=str(path),
-        source_caption=entry["original_prompt"],
-        target_caption=entry["editing_prompt"],
-        instruction=entry["editing_instruction"],
-        edit_type=int(entry["editing_type_id"]),
-        origin=next((name for part, name in ORIGINS.items() if part in path.parts), ""),
-        subject=next((name for part, name in SUBJECTS.items() if part in path.parts), ""),
-        blended_words=str(entry.get("blended_word", "")),
-        runs=_runs(where, entry["mask"]),
-    )
+    captions = (entry["original_prompt"], entry["editing_prompt"], entry["editing_instruction"])
+    origin, subject = (next((known[p] for p in path.parts if p in known), "") for known in (ORIGINS, SUBJECTS))
+    edit_type, runs = int(entry["editing_type_id"]), _runs(where, entry["mask"])
+    return PieItem(key, str(path), *captions, edit_type, origin, subject, runs)
 
 
 def _runs(where: str, mask: Any) -> tuple[int, ...]:

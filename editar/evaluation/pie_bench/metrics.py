@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,13 +89,13 @@ class PieMetrics:
         Raises CheckpointError or ConfigError for a file that is there and is not what it should be.
         """
 
-        def load(name: str, source: str | None, network: Any) -> tuple[Any, Missing | None]:
-            return load_or_leave(name, source, NETWORKS[name], lambda found: network.load(found, device))
-
-        structure, a = load("structure", sources.structure, StructureDistance)
-        lpips, b = load("lpips", sources.lpips, Lpips)
-        clip, c = load("clip", sources.clip, ClipSimilarity)
-        return cls(device, structure, lpips, clip), [missing for missing in (a, b, c) if missing]
+        networks: dict[str, Any] = {"structure": StructureDistance, "lpips": Lpips, "clip": ClipSimilarity}
+        found = {
+            name: load_or_leave(name, getattr(sources, name), NETWORKS[name], partial(network.load, device=device))
+            for name, network in networks.items()
+        }
+        missing = [reason for _, reason in found.values() if reason]
+        return cls(device, **{name: network for name, (network, _) in found.items()}), missing
 
     def columns(self) -> list[PieColumn]:
         """Those that this object fills, in the table's order."""

@@ -8,52 +8,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import EvalConfig
 from editar.evaluation.benchmark import Benchmark, describe_row, smaller_than
-from editar.evaluation.pie_bench.dataset import (
-    PICTURES,
-    PROTOCOL,
-    SIZE,
-    PieItem,
-    incomplete,
-    load_items,
-    load_result,
-    load_source,
-    plain_caption,
-)
+from editar.evaluation.pie_bench import dataset
+from editar.evaluation.pie_bench.dataset import PICTURES, SIZE, PieItem, load_result, load_source
 from editar.evaluation.pie_bench.metrics import NETWORKS, PieBatch, PieMetrics, paper_units
 from editar.generation.generate import EditJob
 from editar.generation.result_folder import ResultFolder
 from editar.images import save_image
-from editar.metrics.pictures import load_in_batches
+from editar.metrics.pictures import Mapped, load_in_batches
 from editar.runtime.files import content_sum
 from editar.tables.scores import MethodScores
 
 
 class PieBench(Benchmark):
-    name, title, protocol = "pie_bench", "PIE-Bench", PROTOCOL
+    name, title, protocol = "pie_bench", "PIE-Bench", dataset.PROTOCOL
     tables, networks = ("table1", "table3"), NETWORKS
     load_result = staticmethod(load_result)
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)
-        self.items = load_items(self.root)
+        self.items = dataset.load_items(self.root)
 
     def jobs(self) -> list[EditJob]:
-        return [
-            EditJob(
-                id=item.id,
-                name=str(Path(item.path).with_suffix("")),
-                instruction=item.instruction,
-                caption=plain_caption(item.target_caption),
-                source=partial(load_source, self.root, item),
-                size=SIZE,
-            )
-            for item in self.items
-        ]
+        jobs = []
+        for item in self.items:
+            name, caption = str(Path(item.path).with_suffix("")), dataset.plain_caption(item.target_caption)
+            jobs.append(EditJob(item.id, name, item.instruction, caption, partial(load_source, self.root, item), SIZE))
+        return jobs
 
     def source_file(self, item: PieItem) -> Path:
         return Path(self.root) / PICTURES / item.path
@@ -87,13 +71,13 @@ class PieScorer:
             "edit type": [item.edit_name for item in items],
             "category": [" ".join(filter(None, (item.origin, item.subject))) or "-" for item in items],
         }
-        reasons = [*filter(None, [incomplete(items)]), *smaller_than(results.generated_with, SIZE, "edited")]
+        reasons = [*filter(None, [dataset.incomplete(items)]), *smaller_than(results.generated_with, SIZE, "edited")]
         return MethodScores(name, str(results.source), rows, groups, {}, reasons, results.generated_with)
 
     def values(self, results: ResultFolder) -> Iterator[dict[str, float]]:
         """Every item's values in the paper's units, in order."""
         cfg, items = self.benchmark.cfg, self.benchmark.items
-        pictures = ItemPictures(self.benchmark, results)
+        pictures = Mapped(partial(item_pictures, self.benchmark, results), items)
         with tqdm(total=len(items), desc="scoring", unit="image", mininterval=2) as bar, torch.inference_mode():
             for batch in load_in_batches(pictures, cfg.score_batch, cfg.num_workers):
                 sources, outputs, masks, captions = zip(*batch, strict=True)
@@ -102,18 +86,11 @@ class PieScorer:
                 bar.update(len(batch))
 
 
-class ItemPictures(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
-    """(source, result, mask, caption) of each item, decoded in workers; leaves the mask as a picture."""
-
-    def __init__(self, benchmark: PieBench, results: ResultFolder) -> None:
-        self.root, self.items, self.results = benchmark.root, benchmark.items, results
-        self.masks = benchmark.thumbnails("masks")
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        item, mask = self.items[index], self.items[index].mask()
-        save_image(mask, self.masks / f"{item.id}.png")
-        result = load_result(self.results.path(item.id, item.path))
-        return load_source(self.root, item), result, mask, item.target_caption
+def item_pictures(
+    benchmark: PieBench, results: ResultFolder, item: PieItem
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """(source, result, mask, caption) of an item; leaves the mask as a picture."""
+    mask = item.mask()
+    save_image(mask, benchmark.thumbnails("masks") / f"{item.id}.png")
+    result = load_result(results.path(item.id, item.path))
+    return load_source(benchmark.root, item), result, mask, item.target_caption

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 
 from editar.config import NetworkSources
-from editar.evaluation.translation.networks import DeepLab, DepthNetwork, HubSegmenter, load_segmenter
-from editar.evaluation.translation.protocol import (
-    Confusion,
-    TranslationProtocol,
-    depth_map,
-    depth_rmse,
-    edge_maps,
-    edge_scores,
-)
+from editar.evaluation.translation import protocol
+from editar.evaluation.translation.networks import DepthNetwork, load_segmenter
+from editar.evaluation.translation.protocol import Confusion, TranslationProtocol, depth_map, edge_maps
 from editar.metrics.networks import Missing, load_or_leave
 from editar.tables.scores import Column
 
@@ -47,42 +44,19 @@ FID = {task: {"inception": (fid_column(task).name,)} for task in ROW_COLUMNS}
 class TranslationMetrics:
     """Scores one task's prompts. mIoU belongs to all pictures together: `begin` forgets them, `whole` reads it."""
 
-    def __init__(
-        self,
-        task: str,
-        rules: TranslationProtocol,
-        device: torch.device,
-        depth: DepthNetwork | None = None,
-        segmenter: DeepLab | HubSegmenter | None = None,
-    ) -> None:
-        self.task, self.rules, self.device = task, rules, device
-        self.depth, self.segmenter = depth, segmenter
+    def __init__(self, task: str, rules: TranslationProtocol, sources: NetworkSources, device: torch.device) -> None:
+        """With the task's network if its file is here; `missing` says what to fetch. Raises CheckpointError or
+        ConfigError."""
+        self.task, self.rules, self.device, self.missing = task, rules, device, list[Missing]()
+        self.columns = ROW_COLUMNS[task] + WHOLE_COLUMNS[task]
+        self.network: Any = None
+        if task != "canny":
+            name, load = ("depth", DepthNetwork.load) if task == "depth" else ("segmenter", load_segmenter)
+            names = tuple(column.name for column in self.columns)
+            self.network, missing = load_or_leave(name, getattr(sources, name), names, partial(load, device=device))
+            if missing:
+                self.missing, self.columns = [missing], []
         self.begin()
-
-    @classmethod
-    def load(
-        cls, task: str, rules: TranslationProtocol, sources: NetworkSources, device: torch.device
-    ) -> tuple[TranslationMetrics, list[Missing]]:
-        """With the task's network if its file is here, else what is missing. Raises CheckpointError or ConfigError."""
-        columns = tuple(column.name for column in ROW_COLUMNS[task] + WHOLE_COLUMNS[task])
-        depth = segmenter = None
-        missing: Missing | None = None
-        if task == "depth":
-            depth, missing = load_or_leave("depth", sources.depth, columns, lambda s: DepthNetwork.load(s, device))
-        elif task == "cocostuff":
-            segmenter, missing = load_or_leave(
-                "segmenter", sources.segmenter, columns, lambda s: load_segmenter(s, device)
-            )
-        return cls(task, rules, device, depth, segmenter), [missing] if missing else []
-
-    @property
-    def scores_rows(self) -> bool:
-        """Whether there is anything to say of a single picture."""
-        return self.task == "canny" or self.depth is not None or self.segmenter is not None
-
-    @property
-    def columns(self) -> list[Column]:
-        return ROW_COLUMNS[self.task] + WHOLE_COLUMNS[self.task] if self.scores_rows else []
 
     def begin(self) -> None:
         """Before each method's pictures."""
@@ -93,39 +67,36 @@ class TranslationMetrics:
 
         Returns one row per prompt in the paper's units, means over its G pictures.
         """
-        if not self.scores_rows:
+        if not self.columns:
             return [{} for _ in labels]
         return getattr(self, f"_{self.task}")(labels, pictures)
 
     def whole(self) -> dict[str, float]:
         """Numbers of all pictures since `begin`."""
-        if self.segmenter is None:
+        if self.task != "cocostuff" or not self.columns:
             return {}
         scores = self.confusion.scores()
         return {"cocostuff_miou": 100 * scores.miou, "cocostuff_macc": 100 * scores.macc}
 
     def _depth(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
-        assert self.depth is not None
         group = pictures.shape[1]
-        predicted = [
-            depth_map(depth, self.rules.depth) for depth in self.depth(pictures.reshape(-1, *pictures.shape[2:]))
-        ]
-        errors = depth_rmse(np.stack(predicted), labels.repeat(group, 0)).reshape(-1, group)
+        depths = self.network(pictures.reshape(-1, *pictures.shape[2:]))
+        predicted = np.stack([depth_map(depth, self.rules.depth) for depth in depths])
+        errors = protocol.depth_rmse(predicted, labels.repeat(group, 0)).reshape(-1, group)
         return [{"depth_rmse": float(error)} for error in errors.mean(1)]
 
     def _canny(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
         prompts, group, height, width, _ = pictures.shape
         found = edge_maps(pictures.reshape(-1, height, width, 3), self.rules, self.device)
         true = torch.from_numpy(labels).to(self.device) / 255
-        scores = edge_scores(found.view(prompts, group, height, width), true, self.rules.psnr_cap)
+        scores = protocol.edge_scores(found.view(prompts, group, height, width), true, self.rules.psnr_cap)
         names = ("ms_ssim", "ssim", "f1")
         return [{f"canny_{name}": 100 * scores[name][i].item() for name in names} for i in range(prompts)]
 
     def _cocostuff(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
-        assert self.segmenter is not None
         rows = []
         for label, group in zip(labels, pictures, strict=True):
-            predicted, true = self.segmenter(group), np.stack([label] * len(group))
+            predicted, true = self.network(group), np.stack([label] * len(group))
             self.confusion.update(predicted, true)
             known = true != self.confusion.ignore
             hits = (predicted == true)[known]

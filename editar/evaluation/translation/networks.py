@@ -19,8 +19,9 @@ from torch import nn
 
 from editar.errors import BenchmarkError, CheckpointError
 from editar.evaluation.translation.protocol import CLASSES, SIZE
-from editar.metrics.networks import State, frozen, pretrained, processor, read_state
+from editar.metrics.networks import State, frozen, pretrained, read_state
 from editar.runtime.files import load_state
+from editar.runtime.hub import from_pretrained
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB bytes
 RESNET101 = (3, 4, 23, 3)
@@ -139,7 +140,7 @@ class HubSegmenter:
         from transformers import AutoImageProcessor, MaskFormerForInstanceSegmentation
 
         model = pretrained(MaskFormerForInstanceSegmentation, source, "maskformer")
-        return cls(model, processor(AutoImageProcessor, source), device)
+        return cls(model, from_pretrained(AutoImageProcessor, source), device)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
@@ -161,7 +162,7 @@ class DepthNetwork:
         """From a hub id or its folder. Raises ConfigError."""
         from transformers import DPTForDepthEstimation, DPTImageProcessor
 
-        return cls(pretrained(DPTForDepthEstimation, source, "dpt"), processor(DPTImageProcessor, source), device)
+        return cls(pretrained(DPTForDepthEstimation, source, "dpt"), from_pretrained(DPTImageProcessor, source), device)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ OUTPUT/conditions/0.jpg, ...              what they were made from, small, for p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from editar.config import CONFIG_DIR, EvalConfig
@@ -28,16 +27,9 @@ from editar.evaluation.translation.protocol import SIZE, protocol
 from editar.generation.generate import EditJob
 from editar.generation.result_folder import ResultFolder
 from editar.images import save_image
-from editar.metrics.fid import (
-    Inception,
-    PictureFiles,
-    cached_statistics,
-    frechet_distance,
-    mean_of_groups,
-    statistics,
-)
+from editar.metrics.fid import Inception, cached_statistics, frechet_distance, mean_of_groups, statistics
 from editar.metrics.networks import load_or_leave
-from editar.metrics.pictures import load_in_batches, load_square
+from editar.metrics.pictures import Mapped, load_in_batches, load_square
 from editar.runtime.files import content_sum
 from editar.tables.scores import MethodScores
 
@@ -62,6 +54,10 @@ class Translation(Benchmark):
     def case(self, index: int) -> TranslationCase:
         return read_case(self.name, self.table[index], str(index), self.rules)
 
+    def photograph(self, index: int) -> np.ndarray:
+        """FID's reference, (512, 512, 3) uint8."""
+        return self.case(index).image
+
     @cached_property
     def captions(self) -> list[str]:
         """Read from their own column, without the pictures."""
@@ -78,17 +74,13 @@ class Translation(Benchmark):
     def jobs(self) -> list[EditJob]:
         prompt = self.cfg.prompt or OmegaConf.load(CONFIG_DIR / "source" / f"{self.source}.yaml").prompt
         return [
-            EditJob(
-                id=name,
-                name=name,
-                instruction=prompt.format(self.captions[index]),
-                caption=self.captions[index],
-                source=lambda index=index: self.case(index).condition,  # type: ignore[misc]
-                size=SIZE,
-            )
+            EditJob(name, name, prompt.format(caption), caption, partial(self.condition, index), SIZE)
             for group in self.groups()
-            for index, name in enumerate(group)
+            for index, (name, caption) in enumerate(zip(group, self.captions, strict=True))
         ]
+
+    def condition(self, index: int) -> np.ndarray:
+        return self.case(index).condition
 
     def sources_sum(self) -> str:
         return content_sum([*self.table.files, *(self.table.images.files if self.table.images else [])])
@@ -112,10 +104,7 @@ class Canny(Translation):
 
 class CocoStuff(Translation):
     name, title, source, caption_column = "cocostuff", "Segmentation to picture", "cocostuff", "prompt"
-    networks: ClassVar = {
-        "segmenter": ("cocostuff_accuracy", "cocostuff_miou", "cocostuff_macc"),
-        **FID["cocostuff"],
-    }
+    networks: ClassVar = {"segmenter": ("cocostuff_accuracy", "cocostuff_miou", "cocostuff_macc"), **FID["cocostuff"]}
 
 
 class TranslationScorer:
@@ -124,9 +113,9 @@ class TranslationScorer:
     def __init__(self, benchmark: Translation, device: torch.device) -> None:
         self.benchmark = benchmark
         cfg = benchmark.cfg
-        self.metrics, self.missing = TranslationMetrics.load(benchmark.name, benchmark.rules, cfg.networks, device)
+        self.metrics = TranslationMetrics(benchmark.name, benchmark.rules, cfg.networks, device)
         self.fid = Fid(benchmark, device)
-        self.missing += self.fid.missing
+        self.missing = self.metrics.missing + self.fid.missing
         self.columns = self.metrics.columns + ([] if self.fid.missing else [self.fid.column])
 
     def __call__(self, name: str, results: ResultFolder) -> MethodScores:
@@ -139,7 +128,7 @@ class TranslationScorer:
         """A row per prompt, in order."""
         benchmark, cfg = self.benchmark, self.benchmark.cfg
         names, thumbnails = list(zip(*benchmark.groups(), strict=True)), benchmark.thumbnails("conditions")
-        cases = LabelsAndResults(benchmark, results)
+        cases = Mapped(partial(label_and_results, benchmark, results), list(enumerate(names)))
         with tqdm(total=benchmark.count, desc="scoring", unit="prompt", mininterval=2) as bar, torch.inference_mode():
             for batch in load_in_batches(cases, cfg.score_batch, cfg.num_workers):
                 labels, pictures = (np.stack(values) for values in zip(*batch, strict=True))
@@ -162,36 +151,15 @@ class TranslationScorer:
         return [*reasons, *smaller_than(made, SIZE, "made")]
 
 
-class LabelsAndResults(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """(label (512, 512), pictures (G, 512, 512, 3)) of each row, decoded in workers; leaves a thumbnail."""
-
-    def __init__(self, benchmark: Translation, results: ResultFolder) -> None:
-        self.benchmark, self.results = benchmark, results
-        self.names = list(zip(*benchmark.groups(), strict=True))
-
-    def __len__(self) -> int:
-        return self.benchmark.count
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        case = self.benchmark.case(index)
-        thumbnail = Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL))
-        # Written again each time: the folder may hold those of another root.
-        save_image(thumbnail, self.benchmark.thumbnails("conditions") / f"{index}.jpg")
-        files = [self.results.path(name, f"{name}.png") for name in self.names[index]]
-        return case.label, np.stack([load_square(file, SIZE) for file in files])
-
-
-class RealPictures(Dataset[np.ndarray]):
-    """The photographs themselves, FID's reference."""
-
-    def __init__(self, benchmark: Translation) -> None:
-        self.benchmark = benchmark
-
-    def __len__(self) -> int:
-        return self.benchmark.count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.benchmark.case(index).image
+def label_and_results(
+    benchmark: Translation, results: ResultFolder, row: tuple[int, tuple[str, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A row's number and result names -> label (512, 512) and pictures (G, 512, 512, 3); leaves a thumbnail."""
+    case = benchmark.case(row[0])
+    thumbnail = Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL))
+    # Written again each time: the folder may hold those of another root.
+    save_image(thumbnail, benchmark.thumbnails("conditions") / f"{row[0]}.jpg")
+    return case.label, np.stack([load_square(results.path(name, f"{name}.png"), SIZE) for name in row[1]])
 
 
 class Fid:
@@ -204,21 +172,15 @@ class Fid:
         cfg = benchmark.cfg
         self.column = fid_column(benchmark.name)
         self.benchmark, self.device, self.workers = benchmark, device, cfg.num_workers
-        self.cache = Path(cfg.fid_statistics or beside(benchmark))
+        cache = Path(cfg.fid_statistics or beside(benchmark))
         inception, missing = load_or_leave(
             "inception", cfg.networks.inception, (self.column.name,), lambda source: Inception(source, device)
         )
         self.inception, self.missing = inception, [missing] if missing else []
         if inception is not None:  # now, before an hour of scoring, in case it fails
-            self.reference = cached_statistics(
-                self.cache,
-                RealPictures(benchmark),
-                benchmark.fingerprint,
-                inception,
-                inception.checksum,
-                device,
-                self.workers,
-            )
+            real = Mapped(benchmark.photograph, range(benchmark.count))
+            made_of = (benchmark.fingerprint, inception, inception.checksum)
+            self.reference = cached_statistics(cache, real, *made_of, device, self.workers)
 
     def __call__(self, results: ResultFolder) -> dict[str, float]:
         """Column -> FID, averaged over the protocol's groups; {} without the network."""
@@ -228,7 +190,8 @@ class Fid:
         distances = []
         for group in self.benchmark.groups():
             files = [results.path(name, f"{name}.png") for name in group]
-            made = statistics(PictureFiles(files), content_sum(files), network, sum, self.device, self.workers)
+            pictures = Mapped(partial(load_square, size=SIZE), files)
+            made = statistics(pictures, content_sum(files), network, sum, self.device, self.workers)
             distances.append(frechet_distance(self.reference, made))
         return {self.column.name: mean_of_groups(distances)}
 

@@ -36,9 +36,9 @@ def preflight(cfg: TrainConfig) -> None:
     at_once = micro_batch(cfg, processes)
     need = memory(cfg, processes, at_once, frozen_bytes(cfg))
     if os.environ.get("RANK", "0") == "0":
-        print(
-            "\n".join([*model_lines(cfg, processes, at_once), *memory_lines(need), *time_lines(cfg), *data_lines(cfg)])
-        )
+        parts = ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in vars(need).items() if value)
+        by_part = f"a GPU       {need.total / 1e9:.1f} GB by arithmetic: {parts}"
+        print("\n".join([*model_lines(cfg, processes, at_once), by_part, *time_lines(cfg), *data_lines(cfg)]))
     check_memory(need)
     check_disk(cfg)
 
@@ -72,18 +72,11 @@ def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:
     ]
 
 
-def memory_lines(need: Memory) -> list[str]:
-    parts = ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in vars(need).items() if value)
-    return [f"a GPU       {need.total / 1e9:.1f} GB by arithmetic: {parts}"]
-
-
 def time_lines(cfg: TrainConfig) -> list[str]:
     total = cfg.steps * cfg.global_batch * training_flops(cfg.gpt)
-    rows = []
-    for name in GPUS:
-        peak = PEAK_FLOPS[name]
+    note, rows = f"(h:mm:ss, the GPT alone at {100 * ASSUMED_MFU:.0f} % MFU)", []
+    for name, peak in ((name, PEAK_FLOPS[name]) for name in GPUS):
         hours = ", ".join(f"{n} x {duration(total / (n * peak * ASSUMED_MFU))}" for n in (1, 4, 8, 64))
-        note = f"(h:mm:ss, the GPT alone at {100 * ASSUMED_MFU:.0f} % MFU)"
         rows.append(f"time        {name} ({peak / 1e12:.0f} TFLOP/s): {hours} {note}")
     return rows
 

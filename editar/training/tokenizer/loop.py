@@ -98,7 +98,7 @@ def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
         if lpips is not None:
             total = total + cfg.lpips_weight * lpips(recon, images).mean()
         if adversary is not None and step >= cfg.gan_start:
-            total = total - cfg.gan_weight * adversary.judge(recon).mean()
+            total = total - cfg.gan_weight * adversary.net(recon).mean()
         model.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
@@ -144,12 +144,8 @@ class Adversary:
 
     def __init__(self, cfg: TokenizerTrainConfig, device: torch.device) -> None:
         self.net = PatchDiscriminator().to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=cfg.optim.lr, betas=(cfg.optim.beta1, cfg.optim.beta2)
-        )
-
-    def judge(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(images)
+        betas = (cfg.optim.beta1, cfg.optim.beta2)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.optim.lr, betas=betas)
 
     def learn(self, real: torch.Tensor, fake: torch.Tensor) -> None:
         loss = hinge_discriminator_loss(self.net(real), self.net(fake))
@@ -175,16 +171,11 @@ def _finish(model: VQModel, cfg: TokenizerTrainConfig, folder: Path, device: tor
     images = both_images([world[i] for i in range(64)])[0].to(device)
     codes = model.encode(images)
     recon = model.decode(codes).clamp(-1, 1)
-    psnr = -10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4)
-    result = {"heldout_psnr_db": float(psnr.mean()), "heldout_codes_used": int(codes.unique().numel())}
-    write_json(folder / "result.json", result)
+    psnr = float(-10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4).mean())
+    used = codes.unique().numel()
+    write_json(folder / "result.json", {"heldout_psnr_db": psnr, "heldout_codes_used": used})
     before, after = to_uint8(images), to_uint8(recon)
-    save_image(
-        contact_sheet([list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]),
-        folder / "recon.png",
-    )
+    lines = [list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]
+    save_image(contact_sheet(lines), folder / "recon.png")
     save_weights(model.state_dict(), folder / "model.safetensors")
-    say(
-        f"tokenizer saved in {folder}: held-out PSNR {result['heldout_psnr_db']:.2f} dB, "
-        f"{result['heldout_codes_used']} codes used"
-    )
+    say(f"tokenizer saved in {folder}: held-out PSNR {psnr:.2f} dB, {used} codes used")

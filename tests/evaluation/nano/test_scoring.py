@@ -23,12 +23,12 @@ def test_targets_succeed_and_sources_fail() -> None:
 
 
 def test_every_counterfactual_fails_under_its_own_name() -> None:
-    for plan in PLANS[:16]:
-        for name, picture in counterfactuals(plan):
+    for plan in PLANS[:8]:  # one of each task
+        wrong = counterfactuals(plan)
+        for name, picture in wrong[:: max(1, len(wrong) // 8)]:
             found = score_edit(plan, picture)
             assert not found.success
-            twins = {n for n, p in counterfactuals(plan) if np.array_equal(p, picture)}
-            assert found.outcome in twins, name
+            assert found.outcome in {n for n, p in wrong if np.array_equal(p, picture)}, name
 
 
 def test_moderate_noise_is_forgiven() -> None:
