@@ -1,6 +1,6 @@
 """Errors whose text is one line for the person who caused them: what was found, what was expected, what to do.
 
-Entries and scripts print a UserError and exit with code 2; anything else is a bug and shows its traceback.
+Entries and scripts print a UserError and exit with code 2; of anything else a line, and a file with the traceback.
 """
 
 from __future__ import annotations

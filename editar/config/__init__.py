@@ -1,7 +1,7 @@
 """Every setting of editar as a typed dataclass. No torch here.
 
 Hydra composes YAML from `configs/`; `to_dataclass` merges the result into one of the entry classes.
-Unknown keys, wrong types and impossible combinations stop there, before any weight is loaded,
+Unknown keys, wrong types, values out of range and impossible combinations stop there, before any weight is loaded,
 with one line that names the key, the value found and what is allowed.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from editar.config.baseline import BaselineConfig
-from editar.config.checks import check_sampling
-from editar.config.compose import explain, override, to_dataclass, to_yaml
+from editar.config.compose import explain, literal, override, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
 from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
+from editar.config.fields import is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 

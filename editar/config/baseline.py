@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from editar.config.checks import check_choice, check_positive
+from editar.config.fields import setting
 from editar.errors import ConfigError
 
 
@@ -27,21 +27,21 @@ class BaselineConfig:
     """
 
     method: str = ""
-    kind: str = "none"
+    kind: str = setting("none", choices=("none", "folder", "runner"))
     how: str = ""
     benchmarks: list[str] = field(default_factory=list)
-    pipeline: str = ""
+    pipeline: str = setting("", choices=("", "instruct_pix2pix", "t2i_adapter", "controlnet"))
     base_model: str = ""
     condition_models: dict[str, str] = field(default_factory=dict)
-    size: int = 512
-    batch_size: int = 4
-    steps: int = 0
-    guidance: float = 0.0
-    image_guidance: float = 0.0
-    scheduler: str = "own"
+    size: int = setting(512, least=1)
+    batch_size: int = setting(4, least=1)
+    steps: int = setting(0, least=0)
+    guidance: float = setting(0.0, least=0)
+    image_guidance: float = setting(0.0, least=0)
+    scheduler: str = setting("own", choices=("own", "euler_ancestral", "unipc"))
     negative_prompt: str = ""
-    precision: str = ""
-    seed: int = 0
+    precision: str = setting("", choices=("", "fp16", "fp32"))
+    seed: int = setting(0, least=0)
     licence: str = ""
 
     @property
@@ -50,7 +50,6 @@ class BaselineConfig:
 
     def check(self, benchmark: str, stage: str) -> None:
         """Whether it can do that stage of that benchmark. Raises ConfigError."""
-        check_choice("baseline.kind", self.kind, ("none", "folder", "runner"))
         if not self.given:
             return
         if benchmark not in self.benchmarks:
@@ -61,14 +60,12 @@ class BaselineConfig:
             raise ConfigError(f"{self.method} is not run here: {self.how}; then give stage=score results=FOLDER")
 
     def _check_runner(self, benchmark: str) -> None:
-        check_choice("baseline.pipeline", self.pipeline, ("instruct_pix2pix", "t2i_adapter", "controlnet"))
-        check_choice("baseline.scheduler", self.scheduler, ("own", "euler_ancestral", "unipc"))
-        check_choice("baseline.precision", self.precision, ("fp16", "fp32"))
-        for key in ("size", "batch_size", "steps"):
-            check_positive(f"baseline.{key}", getattr(self, key))
+        if self.steps < 1:
+            raise ConfigError(f"baseline.steps={self.steps} must be at least 1")
+        for key in ("pipeline", "precision", "base_model"):
+            if not getattr(self, key):
+                raise ConfigError(f"baseline.{key} is empty; {self.method} is run here and needs it")
         if self.size % 8:
             raise ConfigError(f"baseline.size={self.size} is not divisible by 8, the pixels per latent")
-        if not self.base_model:
-            raise ConfigError("baseline.base_model needs a hub id or a folder")
         if self.pipeline != "instruct_pix2pix" and benchmark not in self.condition_models:
             raise ConfigError(f"baseline.condition_models has no {benchmark}; give a hub id or a folder")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from editar.config.fields import check_fields
 from editar.errors import ConfigError
 
 T = TypeVar("T")
@@ -15,13 +18,15 @@ T = TypeVar("T")
 def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     """Merge a composed config into `cls`, resolve and check it. Raises ConfigError."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), cfg)
+        plain = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg  # keys added with + are checked too
+        merged = OmegaConf.merge(OmegaConf.structured(cls), plain)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)} on the command line")
         result: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise explain(error, cls) from None
+    check_fields(result)
     result.resolve()
     return result
 
@@ -42,10 +47,26 @@ def override(section: T, changes: dict[str, Any], name: str) -> T:
     """A copy of dataclass `section` with `changes` applied, typed and checked like any config."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(section), changes)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        result: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {explain(error, section)}") from None
+    check_fields(result, f"{name}.")
+    return result
+
+
+def literal(text: str) -> str:
+    """How OmegaConf has to be given `text` so that nothing in it is an interpolation."""
+    return re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", text)
 
 
 def to_yaml(cfg: Any) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+    """A config as `to_dataclass` reads it back, whatever its texts hold."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literals(asdict(cfg))))
+
+
+def _literals(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literals(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literals(item) for item in value]
+    return literal(value) if isinstance(value, str) else value

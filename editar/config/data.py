@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from editar.config.checks import check_choice, check_positive
+from editar.config.fields import setting
 from editar.errors import ConfigError
 
 KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
@@ -27,27 +27,20 @@ class SourceConfig:
     condition  COCO-Stuff: the `control_seg` picture, or `labels` coloured by a fixed palette
     """
 
-    kind: str = "folder"
+    kind: str = setting("folder", choices=KINDS)
     weight: float = 1.0
     path: str | None = None
     prompt: str = "{}"
-    wording: str = "editar"
-    empty: str = "other"
-    backward: float = 0.0
-    removal: str = "guarded"
-    condition: str = "control_seg"
+    wording: str = setting("editar", choices=("editar", "official"))
+    empty: str = setting("other", choices=("other", "drop", "keep"))
+    backward: float = setting(0.0, least=0, most=1)
+    removal: str = setting("guarded", choices=("guarded", "editar"))
+    condition: str = setting("control_seg", choices=("control_seg", "labels"))
 
     def check(self, name: str) -> None:
         key = f"data.sources.{name}"
-        check_choice(f"{key}.kind", self.kind, KINDS)
-        check_choice(f"{key}.wording", self.wording, ("editar", "official"))
-        check_choice(f"{key}.empty", self.empty, ("other", "drop", "keep"))
-        check_choice(f"{key}.removal", self.removal, ("guarded", "editar"))
-        check_choice(f"{key}.condition", self.condition, ("control_seg", "labels"))
         if self.weight <= 0:
             raise ConfigError(f"{key}.weight={self.weight:g} must be positive; drop a source with ~{key}")
-        if not 0 <= self.backward <= 1:
-            raise ConfigError(f"{key}.backward={self.backward:g} must lie in [0, 1]")
         if self.prompt.count("{}") != 1:
             raise ConfigError(f"{key}.prompt={self.prompt!r} needs the place of the row's text, {{}}, exactly once")
         if self.kind != "nano" and not self.path:
@@ -60,12 +53,12 @@ class SourceConfig:
 class NanoDataConfig:
     """The procedural world (`editar.data.nano.world`)."""
 
-    train_samples: int = 20000
-    heldout_samples: int = 256
-    seed: int = 0
+    train_samples: int = setting(20000, least=1)
+    heldout_samples: int = setting(256, least=1)
+    seed: int = setting(0, least=0)
     # How many shapes a training scene has before an edit: each drawn equally often, but the more there are the
     # likelier they overlap and are drawn again. Held-out scenes always have the default.
-    shape_counts: list[int] = field(default_factory=lambda: list(SHAPE_COUNTS))
+    shape_counts: list[int] = field(default_factory=lambda: list(SHAPE_COUNTS), metadata={"least": 1, "most": 3})
 
 
 @dataclass
@@ -77,13 +70,9 @@ class DataConfig(NanoDataConfig):
     cache: str | None = None  # folder of codes; null reads pixels and encodes them in the loop
     build_cache: bool = False  # make what the cache lacks before training (else scripts/cache_codes.py does)
     cache_features: bool = False  # also keep this teacher's features of the target (small teachers only)
-    max_bad_share: float = 0.01  # more unreadable rows than this stop the run
+    max_bad_share: float = setting(0.01, least=0, most=1)  # more unreadable rows than this stop the run
 
     def check(self) -> None:
-        for key in ("train_samples", "heldout_samples"):
-            check_positive(f"data.{key}", getattr(self, key))
-        if not self.shape_counts or not all(1 <= count <= 3 for count in self.shape_counts):
-            raise ConfigError(f"data.shape_counts={self.shape_counts} must hold numbers from 1 to 3, at least one")
         for name, source in self.sources.items():
             source.check(name)
         if self.build_cache and self.cache is None:
@@ -94,6 +83,6 @@ class DataConfig(NanoDataConfig):
 class DropConfig:
     """Condition dropout per training sample (paper sec. 3.3): three disjoint cases."""
 
-    text: float = 0.05
-    image: float = 0.05
-    both: float = 0.05
+    text: float = setting(0.05, least=0)
+    image: float = setting(0.05, least=0)
+    both: float = setting(0.05, least=0)

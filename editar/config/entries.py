@@ -8,27 +8,19 @@ from typing import Any
 from omegaconf import MISSING
 
 from editar.config.baseline import BaselineConfig
-from editar.config.checks import (
-    check_choice,
-    check_dtype,
-    check_gpt,
-    check_optim,
-    check_positive,
-    check_sampling,
-    check_tokenizer,
-)
+from editar.config.checks import check_gpt, check_tokenizer
+from editar.config.compose import override
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig
 from editar.config.evaluation import NetworkSources
-from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
+from editar.config.fields import setting
+from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
 
-MAY_CHANGE = {"may_change": True}
 
-
-def may_change(default: Any) -> Any:
+def may_change(default: Any, **limits: Any) -> Any:
     """A field that may differ when a run goes on: it alters nothing that a step computes, beyond rounding."""
-    return field(default=default, metadata=MAY_CHANGE)
+    return setting(default, may_change=True, **limits)
 
 
 @dataclass
@@ -40,26 +32,28 @@ class TrainConfig:
     """
 
     output_dir: str = may_change(MISSING)
-    seed: int = 0
-    image_size: int = 512
-    steps: int = may_change(40000)  # moves the end of a decaying learning rate
-    global_batch: int = 64
-    micro_batch: int = may_change(8)
-    precision: str = "bf16"  # bf16 autocast over float32 weights | fp32
+    seed: int = setting(0, least=0)
+    image_size: int = setting(512, least=1)
+    steps: int = may_change(40000, least=1)  # moves the end of a decaying learning rate
+    global_batch: int = setting(64, least=1)
+    micro_batch: int = may_change(8, least=1)
+    precision: str = setting("bf16", choices=("bf16", "fp32"))  # bf16: autocast over float32 weights
     compile: bool = may_change(False)  # each block
-    parallel: str = may_change("ddp")  # ddp | fsdp (shards weights, gradients and moments; for the larger sizes)
+    # fsdp shards weights, gradients and moments; for the larger sizes
+    parallel: str = may_change("ddp", choices=("ddp", "fsdp"))
     activation_checkpointing: bool = may_change(False)  # keep each block's input only: less memory, a third more work
-    num_workers: int = may_change(4)
-    log_every: int = may_change(10)
-    eval_every: int = may_change(1000)
-    save_every: int = may_change(1000)
-    keep_checkpoints: int = may_change(2)  # the newest ones
-    keep_every: int = may_change(0)  # and every step that is a multiple of this; 0 = none
+    num_workers: int = may_change(4, least=0)
+    log_every: int = may_change(10, least=1)
+    eval_every: int = may_change(1000, least=1)
+    save_every: int = may_change(1000, least=1)
+    keep_checkpoints: int = may_change(2, least=1)  # the newest ones
+    keep_every: int = may_change(0, least=0)  # and every step that is a multiple of this; 0 = none
     async_checkpoints: bool = may_change(True)  # write them while training goes on
-    resume: str = "auto"  # auto | never
+    resume: str = setting("auto", choices=("auto", "never"))
     init_from: str | None = None
-    skip_nonfinite: int = may_change(0)  # steps with a non-finite loss or gradient that may be skipped; one more stops
-    timeout_s: int = may_change(1800)  # a process that waits longer than this for the others gives up
+    # Steps with a non-finite loss or gradient that may be skipped; one more stops.
+    skip_nonfinite: int = may_change(0, least=0)
+    timeout_s: int = may_change(1800, least=1)  # a process that waits longer than this for the others gives up
     dry_run: bool = may_change(False)  # build everything without weights, print what the run would need, check, stop
     profile: bool = may_change(False)  # write a torch profiler trace of three early steps to OUTPUT_DIR/profile
     device: str = may_change("auto")
@@ -73,33 +67,19 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig, metadata=MAY_CHANGE)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata={"may_change": True})
 
     def resolve(self) -> None:
         """Fill the GPT's shapes from the sections that own them, then check the whole."""
         check_tokenizer(self.tokenizer, self.image_size)
         self._fill_gpt()
         check_gpt(self.gpt)
-        check_dtype("text.dtype", self.text.dtype)
-        check_dtype("teacher.dtype", self.teacher.dtype)
         self.data.check()
-        check_choice("precision", self.precision, ("bf16", "fp32"))
-        check_choice("parallel", self.parallel, ("ddp", "fsdp"))
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ConfigError("optim.name=muon needs whole matrices, parallel=fsdp shards them; take adamw or ddp")
-        check_choice("resume", self.resume, ("auto", "never"))
-        check_choice("teacher.name", self.teacher.name, ("none", "dinov2", "clip", "hog"))
-        check_optim(self.optim)
-        check_sampling(self.sampling)
-        every = ("log_every", "save_every", "eval_every")
-        for key in ("steps", "global_batch", "micro_batch", *every, "keep_checkpoints", "timeout_s"):
-            check_positive(key, getattr(self, key))
-        for key in ("keep_every", "skip_nonfinite"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}={getattr(self, key)} must not be negative")
         total = self.drop.text + self.drop.image + self.drop.both
-        if min(self.drop.text, self.drop.image, self.drop.both) < 0 or total > 1:
-            raise ConfigError(f"drop.* must be >= 0 and sum to at most 1, found a sum of {total:g}")
+        if total > 1:
+            raise ConfigError(f"drop.* must sum to at most 1, found a sum of {total:g}")
 
     def _fill_gpt(self) -> None:
         """What the GPT takes from the other sections. Raises ConfigError for a gpt.* that contradicts them."""
@@ -126,34 +106,32 @@ class TrainConfig:
 class TokenizerTrainConfig:
     """`python -m editar.train_tokenizer`: train a VQ tokenizer from scratch."""
 
-    output_dir: str = MISSING
-    seed: int = 0
-    image_size: int = 64
-    steps: int = 1500
-    batch_size: int = 32
-    num_workers: int = 2
-    log_every: int = 20
-    l1_weight: float = 1.0
-    l2_weight: float = 1.0
-    edge_weight: float = 0.0  # extra weight of pixels beside edges, 0 = plain mean
-    consistency_weight: float = 0.0  # the same codes in source and target where the edit changes nothing
-    lpips_weight: float = 0.0  # needs the LPIPS weights
+    output_dir: str = may_change(MISSING)
+    seed: int = setting(0, least=0)
+    image_size: int = setting(64, least=1)
+    steps: int = setting(1500, least=1)
+    batch_size: int = setting(32, least=1)
+    num_workers: int = setting(2, least=0)
+    log_every: int = setting(20, least=1)
+    l1_weight: float = setting(1.0, least=0)
+    l2_weight: float = setting(1.0, least=0)
+    edge_weight: float = setting(0.0, least=0)  # extra weight of pixels beside edges, 0 = plain mean
+    consistency_weight: float = setting(0.0, least=0)  # the same codes where the edit changes nothing
+    lpips_weight: float = setting(0.0, least=0)  # needs the LPIPS weights
     lpips_weights: str | None = None
-    gan_weight: float = 0.0
-    gan_start: int = 20000
-    kmeans_at: int = 200  # steps as plain autoencoder before the codebook is set by k-means; -1 = never
-    kmeans_rounds: int = 1  # few = even cover of the latents, many = follow their density
-    restart_every: int = 50  # steps between dead-code restarts, 0 = never
+    gan_weight: float = setting(0.0, least=0)
+    gan_start: int = setting(20000, least=0)
+    # Steps as plain autoencoder before the codebook is set by k-means; -1 = never.
+    kmeans_at: int = setting(200, least=-1)
+    kmeans_rounds: int = setting(1, least=1)  # few = even cover of the latents, many = follow their density
+    restart_every: int = setting(50, least=0)  # steps between dead-code restarts, 0 = never
     device: str = "auto"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: NanoDataConfig = field(default_factory=NanoDataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def resolve(self) -> None:
-        check_optim(self.optim)
         check_tokenizer(self.tokenizer, self.image_size)
-        for key in ("steps", "batch_size", "log_every"):
-            check_positive(key, getattr(self, key))
         if self.lpips_weight > 0 and not self.lpips_weights:
             raise ConfigError("lpips_weight > 0 needs lpips_weights=FILE (the VGG backbone as a .pth); it is null")
 
@@ -166,21 +144,19 @@ class EditConfig:
     instruction: str = MISSING
     checkpoint: str = MISSING
     output: str = "outputs/edit.png"
-    num_samples: int = 1
+    num_samples: int = setting(1, least=1)
     mask: str | None = None  # a picture of the image's size, white where the edit may change something
-    mask_dilate: int = 1  # codes by which the mask grows
+    mask_dilate: int = setting(1, least=0)  # codes by which the mask grows
     overwrite: bool = False
     device: str = "auto"
-    dtype: str = "auto"  # of the GPT: float32 | bfloat16 | auto (bfloat16 on a GPU, as officially; a CPU takes float32)
+    # Of the GPT; auto: bfloat16 on a GPU, as officially, float32 on a CPU.
+    dtype: str = setting("auto", choices=("auto", *DTYPES))
     compile: bool | None = None  # the sampling step; null = on a GPU
     int8: bool = False  # 8-bit weights on a CPU: faster, slightly different results
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
 
     def resolve(self) -> None:
-        check_positive("num_samples", self.num_samples)
-        check_dtype("dtype", self.dtype, auto=True)
-        if self.mask_dilate < 0:
-            raise ConfigError(f"mask_dilate={self.mask_dilate} must not be negative")
+        override(SamplingConfig(), self.sampling, "sampling")
 
 
 @dataclass
@@ -200,21 +176,21 @@ class EvalConfig:
 
     checkpoint: str | None = None
     output_dir: str = MISSING
-    benchmark: str = "nano"
+    benchmark: str = setting("nano", text=False)
     root: str | None = None
-    stage: str = "all"
-    results: Any = None
+    stage: str = setting("all", choices=("all", "generate", "score"))
+    results: Any = field(default=None, metadata={"text": True})
     method: str = ""
-    samples: int = 240  # nano
-    data_seed: int | None = None  # nano: of the held-out samples; null: the checkpoint's, else 0
+    samples: int = setting(240, least=1)  # nano
+    data_seed: int | None = setting(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = False  # nano
-    protocol: str = "editar"  # Table 2: editar | controlnet++
+    protocol: str = setting("editar", choices=("editar", "controlnet++"))  # Table 2
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
-    rows: int | None = None  # Table 2 and folder: only the first rows
+    rows: int | None = setting(None, least=1)  # Table 2 and folder: only the first rows
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
-    dtype: str = "auto"  # of the GPT, as in editar.edit
-    score_batch: int = 16
-    num_workers: int = 2
+    dtype: str = setting("auto", choices=("auto", *DTYPES))  # of the GPT, as in editar.edit
+    score_batch: int = setting(16, least=1)
+    num_workers: int = setting(2, least=0)
     device: str = "auto"
     networks: NetworkSources = field(default_factory=NetworkSources)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
@@ -222,12 +198,7 @@ class EvalConfig:
 
     def resolve(self) -> None:
         self.method = self.method or self.baseline.method or "ours"
-        check_choice("stage", self.stage, ("all", "generate", "score"))
-        check_choice("protocol", self.protocol, ("editar", "controlnet++"))
-        check_dtype("dtype", self.dtype, auto=True)
-        for key in ("samples", "score_batch", "rows"):
-            if getattr(self, key) is not None:
-                check_positive(key, getattr(self, key))
+        override(SamplingConfig(), self.sampling, "sampling")
         if self.prompt is not None and self.prompt.count("{}") != 1:
             raise ConfigError(f"prompt={self.prompt!r} must hold one {{}} for the caption")
         if self.results and self.stage != "score":

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from editar.config.fields import setting
+
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass
 class TokenizerConfig:
     """VQ tokenizer in LlamaGen's architecture (vq_ds16_t2i is `configs/tokenizer/vq16.yaml`)."""
 
     weights: str | None = None  # run folder, safetensors or official .pt; None = random
-    ch: int = 128
-    encoder_ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
-    decoder_ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
-    num_res_blocks: int = 2
-    norm_groups: int = 32
-    z_channels: int = 256
-    codebook_size: int = 16384
-    codebook_dim: int = 8
+    ch: int = setting(128, least=1)
+    encoder_ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4], metadata={"least": 1})
+    decoder_ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4], metadata={"least": 1})
+    num_res_blocks: int = setting(2, least=1)
+    norm_groups: int = setting(32, least=1)
+    z_channels: int = setting(256, least=1)
+    codebook_size: int = setting(16384, least=1, most=65535)  # uint16 in the codes cache
+    codebook_dim: int = setting(8, least=1)
     codebook_l2_norm: bool = True
-    commit_loss_beta: float = 0.25
-    entropy_loss_ratio: float = 0.0
-    dropout: float = 0.0
+    commit_loss_beta: float = setting(0.25, least=0)
+    entropy_loss_ratio: float = setting(0.0, least=0)
+    dropout: float = setting(0.0, least=0, below=1)
 
     @property
     def downsample(self) -> int:
@@ -34,13 +38,13 @@ class TextConfig:
     """Frozen T5 encoder. `name` is a hub id or local folder, or `nano` for the seeded random one."""
 
     name: str = "google/flan-t5-xl"
-    dim: int = 2048
-    max_tokens: int = 120
-    dtype: str = "bfloat16"
+    dim: int = setting(2048, least=1)
+    max_tokens: int = setting(120, least=1)
+    dtype: str = setting("bfloat16", choices=DTYPES)
     # Shape of the `nano` encoder only.
-    nano_layers: int = 2
-    nano_heads: int = 4
-    nano_seed: int = 0
+    nano_layers: int = setting(2, least=1)
+    nano_heads: int = setting(4, least=1)
+    nano_seed: int = setting(0, least=0)
 
 
 @dataclass
@@ -56,11 +60,11 @@ class RopeConfig:
     learned adds a trained (2N+L, D) table of absolute positions (not in official checkpoints).
     """
 
-    layout: str = "quadrants"
-    text: str = "zero"
-    query: str = "input"
+    layout: str = setting("quadrants", choices=("quadrants", "shared"))
+    text: str = setting("zero", choices=("zero", "identity"))
+    query: str = setting("input", choices=("input", "output"))
     learned: bool = False
-    base: float = 10000.0
+    base: float = setting(10000.0, above=0)
 
 
 @dataclass
@@ -71,25 +75,25 @@ class GPTConfig:
     `TrainConfig.resolve` fills them in, and refuses a value that says something else. 0 or null = not filled in.
     """
 
-    dim: int = 1280
-    n_layer: int = 36
-    n_head: int = 20
-    n_kv_head: int | None = None
-    multiple_of: int = 256
-    ffn_dim_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    token_dropout: float = 0.1
-    attn_dropout: float = 0.0
-    resid_dropout: float = 0.1
-    ffn_dropout: float = 0.1
-    vocab_size: int = 0  # tokenizer.codebook_size
-    grid: int = 0  # image_size / tokenizer.downsample
-    text_tokens: int = 0  # text.max_tokens
-    text_dim: int = 0  # text.dim
-    null_text_rows: int = 0  # text.max_tokens
-    teacher_dim: int | None = None  # teacher.dim
-    teacher_grid: int | None = None  # teacher.grid
+    dim: int = setting(1280, least=1)
+    n_layer: int = setting(36, least=1)
+    n_head: int = setting(20, least=1)
+    n_kv_head: int | None = setting(None, least=1)
+    multiple_of: int = setting(256, least=1)
+    ffn_dim_multiplier: float | None = setting(None, above=0)
+    norm_eps: float = setting(1e-5, above=0)
+    initializer_range: float = setting(0.02, least=0)
+    token_dropout: float = setting(0.1, least=0, below=1)
+    attn_dropout: float = setting(0.0, least=0, below=1)
+    resid_dropout: float = setting(0.1, least=0, below=1)
+    ffn_dropout: float = setting(0.1, least=0, below=1)
+    vocab_size: int = setting(0, least=0)  # tokenizer.codebook_size
+    grid: int = setting(0, least=0)  # image_size / tokenizer.downsample
+    text_tokens: int = setting(0, least=0)  # text.max_tokens
+    text_dim: int = setting(0, least=0)  # text.dim
+    null_text_rows: int = setting(0, least=0)  # text.max_tokens
+    teacher_dim: int | None = setting(None, least=1)  # teacher.dim
+    teacher_grid: int | None = setting(None, least=1)  # teacher.grid
     rope: RopeConfig = field(default_factory=RopeConfig)  # rope
 
     @property
@@ -121,8 +125,8 @@ class GPTConfig:
 class TeacherConfig:
     """Frozen feature encoder of the distillation loss (paper eq. 3)."""
 
-    name: str = "dinov2"  # none | dinov2 | clip | hog
+    name: str = setting("dinov2", choices=("none", "dinov2", "clip", "hog"))
     weights: str = "facebook/dinov2-base"
-    dim: int = 768
-    grid: int | None = None  # resize the student's map to grid x grid; None keeps it
-    dtype: str = "float32"
+    dim: int = setting(768, least=1)
+    grid: int | None = setting(None, least=1)  # resize the student's map to grid x grid; None keeps it
+    dtype: str = setting("float32", choices=DTYPES)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from editar.config import CONFIG_DIR, explain, to_dataclass
-from editar.errors import ConfigError, LostProcess, UserError
+from editar.config import CONFIG_DIR, explain, is_text, literal, to_dataclass
+from editar.errors import ConfigError, LostProcess, UserError, one_line
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
@@ -26,7 +31,7 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     """The composed config `configs/NAME.yaml` under `key=value` overrides, as an OmegaConf node.
 
     The dataclass is the schema (`NAME_schema` in the YAML's defaults), so every field can be
-    overridden and an unknown key stops here.
+    overridden and an unknown key stops here. Texts and paths arrive letter by letter (`as_written`).
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -38,13 +43,30 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     ConfigStore.instance().store(name=f"{name}_schema", node=cls)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra_compose(name, overrides)
+            return hydra_compose(name, [as_written(cls, override) for override in overrides])
     except HydraException as error:
         if isinstance(error.__cause__, OmegaConfBaseException):
             raise explain(error.__cause__, cls) from None
         raise ConfigError(" ".join(str(error).split())) from None
     except OmegaConfBaseException as error:
         raise explain(error, cls) from None
+
+
+def as_written(cls: type, override: str) -> str:
+    """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
+    read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
+    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold."""
+    key, given, text = override.partition("=")
+    if not given or not is_text(cls, key.lstrip("+")) or text == "null":
+        return override
+    if key == "results" and text[:1] in ("{", "["):  # several of them
+        return override
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]:
+        text = text[1:-1]
+    if text == "???":
+        raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
+    quoted = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(text)).replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def load_config(cls: type[T], name: str, overrides: list[str]) -> T:
@@ -60,13 +82,15 @@ def run(
     the command line may override again.
     """
     arguments = [*defaults, *sys.argv[1:]]
-    with told_in_one_line(program or f"editar.{name}"):
+    with told_in_one_line(program or f"editar.{name}") as told:
         if any(argument in ("-h", "--help") for argument in arguments):
             settings = [argument for argument in arguments if argument not in ("-h", "--help")]
             print(f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n")
             print(OmegaConf.to_yaml(compose(cls, name, settings)))
             return
-        action(load_config(cls, name, arguments))
+        cfg = load_config(cls, name, arguments)
+        told.folder = getattr(cfg, "output_dir", None)
+        action(cfg)
 
 
 def script(program: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -83,11 +107,31 @@ def script(program: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return wrap
 
 
+@dataclass
+class Told:
+    """Where tracebacks go: the output folder if there is one, else the temporary folder."""
+
+    folder: str | None = None
+
+    def write_traceback(self) -> Path:
+        name = f"traceback_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.txt"
+        for folder in (self.folder, tempfile.gettempdir()):
+            if folder is not None and os.path.isdir(folder):
+                with suppress(OSError):  # the folder's disk may be full: the temporary one is next
+                    path = Path(folder) / name
+                    path.write_text(traceback.format_exc(), errors="backslashreplace")
+                    return path
+        traceback.print_exc()
+        return Path("the lines above")
+
+
 @contextmanager
-def told_in_one_line(program: str) -> Iterator[None]:
-    """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130."""
+def told_in_one_line(program: str) -> Iterator[Told]:
+    """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130; of any
+    other error a line and exit code 1 remain, and the traceback in a file."""
+    told = Told()
     try:
-        yield
+        yield told
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             say(f"{program}: {stopped}")
@@ -95,15 +139,16 @@ def told_in_one_line(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"\n{program}: interrupted; the same command goes on where it stopped")
         raise SystemExit(130) from None
-    except OSError as error:
-        if error.filename is None:
-            raise  # not about a file: nothing a line could explain
-        _tell(program, error, f"{error.filename}: {error.strerror}")
     except UserError as error:
         _tell(program, error, str(error))
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            _tell(program, error, f"{error.filename}: {error.strerror}")
+        text = f"{type(error).__name__}: {one_line(error)}"
+        _tell(program, error, f"{text} (an error of editar or of its surroundings; see {told.write_traceback()})", 1)
 
 
-def _tell(program: str, error: Exception, text: str) -> NoReturn:
+def _tell(program: str, error: Exception, text: str, code: int = 2) -> NoReturn:
     """Print an error once, although several processes may raise it. The first process prints immediately;
     the others wait, and torchrun ends them meanwhile. A process that lost its connection to another one waits
     longest, because that other process knows the cause."""
@@ -112,4 +157,4 @@ def _tell(program: str, error: Exception, text: str) -> NoReturn:
     elif os.environ.get("RANK", "0") != "0":
         time.sleep(5)
     say(f"{program}: {text}")
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from editar.config import to_yaml
@@ -37,8 +38,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
+            error.filename = str(path)
         raise
 
 
@@ -70,6 +73,15 @@ def _sort_header(path: Path) -> None:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
         file.write(text.ljust(size))  # the format pads with spaces
+
+
+def weights_step(path: Path) -> int | None:
+    """The training step in the header of a safetensors file; None where there is no such file or step."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return int((file.metadata() or {})["step"])
+    except Exception:  # safetensors raises its own untyped errors; whatever it is, there is no step
+        return None
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -133,28 +145,36 @@ def checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def start_run_folder(folder: str | Path, cfg: Any) -> Path:
-    """Create (or re-enter) a run folder; write config.yaml and add this start to provenance.json.
+def check_run_folder(folder: Path, cfg: Any) -> None:
+    """Whether a run of `cfg` may start or go on in `folder`: what is there must have been made with the same config,
+    but for the fields that may change. Raises ConfigError with the first few differing keys."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    try:
+        old, new = (_flat(OmegaConf.create(text)) for text in (path.read_text(), to_yaml(cfg)))
+    except Exception as error:  # yaml's and OmegaConf's own, or not text at all
+        raise ConfigError(f"{path}: damaged ({one_line(error)}); restore it or choose another output_dir") from None
+    free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
+    changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
+    if changed:
+        listed = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3])
+        raise ConfigError(
+            f"{folder} holds a run with another config ({listed}); choose another output_dir or remove that folder"
+        )
 
-    An existing folder must have been made with the same config, but for the fields that may change: raises
-    ConfigError with the first few differing keys otherwise.
-    """
-    folder = Path(folder)
-    config_file, provenance_file = folder / "config.yaml", folder / "provenance.json"
-    if config_file.is_file():
-        old, new = (_flat(OmegaConf.create(text)) for text in (config_file.read_text(), to_yaml(cfg)))
-        free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
-        changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
-        if changed:
-            listed = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3])
-            raise ConfigError(
-                f"{folder} holds a run with another config ({listed}); choose another output_dir or remove that folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = json.loads(provenance_file.read_text()) if provenance_file.is_file() else []
-    write_text(config_file, to_yaml(cfg))
-    write_json(provenance_file, [*starts, provenance()])
-    return folder
+
+def write_run_folder(folder: Path, cfg: Any) -> None:
+    """Write config.yaml and add this start to provenance.json. Called when all that can be checked is checked, so
+    that a failed start leaves nothing that the corrected one would contradict."""
+    path = folder / "provenance.json"
+    try:
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        starts = [*starts, provenance()]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({one_line(error)}); remove it") from None
+    write_text(folder / "config.yaml", to_yaml(cfg))
+    write_json(path, starts)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -167,17 +187,15 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def provenance() -> dict[str, str]:
     """Command, commit, versions and host of this process."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git on this machine
+        commit = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit.strip() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "host": platform.node(),

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from editar.config import WandbConfig
+from editar.runtime.files import write_text
 
 
 def say(text: str) -> None:
@@ -68,18 +70,26 @@ class MetricLogger:
             self.run = _start_wandb(wandb, folder)
 
     def _keep_rows_before(self, start_step: int) -> None:
-        if not self.path.exists():
-            return
-        rows = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in rows if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        if self.path.exists():
+            kept = [line for line, row in self._rows() if row["step"] <= start_step]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The file's rows as text and as values, without those that were written halfway or damaged."""
+        for line in self.path.read_bytes().splitlines():
+            try:
+                text = line.decode()
+                row = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield text, row
 
     def has(self, step: int, name: str) -> bool:
         """Whether the file holds a row of `step` with `name`."""
         if not self.active or not self.path.exists():
             return False
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return any(row["step"] == step and name in row for row in rows)
+        return any(row["step"] == step and name in row for _, row in self._rows())
 
     def log(self, step: int, values: dict[str, float], units_per_step: int = 0, waited_s: float = 0.0) -> None:
         """Record `values` after `step` steps; with `units_per_step`, add rates, memory, the share of the time
@@ -153,7 +163,7 @@ def _start_wandb(cfg: WandbConfig, folder: Path) -> Any:
 
     id_file = folder / "wandb_id.txt"
     run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
-    id_file.write_text(run_id)
+    write_text(id_file, run_id)
     return wandb.init(
         project=cfg.project,
         name=cfg.name or folder.name,

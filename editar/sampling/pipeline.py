@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from editar.config import SamplingConfig, TrainConfig, check_sampling, override, to_dataclass
+from editar.config import SamplingConfig, TrainConfig, override, to_dataclass
 from editar.errors import CheckpointError, ConfigError
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
 from editar.models.gpt import GPT
@@ -63,7 +63,6 @@ class EditPipeline:
                 raise CheckpointError(f"{folder}: {name} not found; give the folder that editar.train wrote")
         cfg = to_dataclass(TrainConfig, OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
         cfg.sampling = override(cfg.sampling, sampling or {}, "sampling")
-        check_sampling(cfg.sampling)
         place = pick_device(device) if isinstance(device, str) else device
         gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
         load_gpt(gpt, folder, strict=True)
@@ -108,7 +107,6 @@ class EditPipeline:
         """
         changes = sampling | {k: v for k, v in (("cfg_scale", cfg_scale), ("seed", seed)) if v is not None}
         settings = override(self.cfg.sampling, changes, "sampling")
-        check_sampling(settings)
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
         source = np.asarray(resize_and_crop(picture, self.cfg.image_size))
         masks = None if mask is None else [load_mask(mask, picture.size, self.cfg.image_size)]

@@ -13,11 +13,11 @@ from editar.config import TrainConfig
 from editar.data.encode import build_cache, open_cache, tokenizer_checksum
 from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
 from editar.data.sources import mixture_of, open_sources
+from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.distributed import Ranks
-from editar.runtime.files import save_weights
 from editar.runtime.log import say
-from editar.training.checkpoint import Checkpointer
+from editar.training.checkpoint import Checkpointer, resume
 from editar.training.ema import Ema
 from editar.training.encoders import Encoders
 from editar.training.losses import Objective
@@ -46,6 +46,7 @@ class Run:
     bad_rows: BadRows
     checkpointer: Checkpointer
     skipped: list[int] = field(default_factory=list)  # steps left out as not finite
+    start: int = 0  # steps done when this process began
     waited_s: float = 0.0  # for data, since this process began
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -53,17 +54,17 @@ class Run:
 
 
 def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
-    """Frozen encoders, data, model, optimisers. Raises ConfigError, DataError, CheckpointError."""
-    at_once = micro_batch(cfg, ranks.size)
+    """Frozen encoders, model, optimisers, where the folder's newest checkpoint left them, and data; what takes long
+    (encoding the data) comes last. Raises ConfigError, DataError, CheckpointError."""
+    at_once, newest = micro_batch(cfg, ranks.size), latest_checkpoint(folder)
+    if newest is not None and cfg.resume == "never":
+        raise ConfigError(f"{folder} already holds {newest.name} and resume=never; choose another output_dir")
     encoders = Encoders.build(cfg, ranks.device)
     if ranks.is_main:
         check_disk(cfg)
-        save_weights(encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
-    train_rows, heldout_rows = open_data(cfg, ranks, encoders)
-    # Seeded here, so that ranks agree (also on the null tables, which DDP does not send) and caches do not matter.
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)  # here, so that ranks agree, also on the null tables, which DDP does not send
     gpt = GPT(cfg.gpt).to(ranks.device)
-    if cfg.init_from is not None and latest_checkpoint(folder) is None:
+    if cfg.init_from is not None and newest is None:
         report = load_gpt(gpt, cfg.init_from)
         if ranks.is_main:
             say(str(report))
@@ -72,6 +73,10 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
         parts = f"{ranks.size} x {at_once} samples at once, {cfg.global_batch // ranks.size // at_once} times"
         say(f"GPT: {millions:.2f} M parameters on {ranks.size} x {ranks.device}; {cfg.steps} steps of {parts}")
     wrapped = parallelise(Objective(gpt, cfg.loss), cfg, ranks)
+    optimizers = make_optimizers(gpt, cfg.optim)
+    ema = Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None
+    start = resume(folder, gpt, optimizers, ema, ranks)
+    train_rows, heldout_rows = open_data(cfg, ranks, encoders)
     return Run(
         cfg=cfg,
         folder=folder,
@@ -80,12 +85,13 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
         gpt=gpt,
         wrapped=wrapped,
         encoders=encoders,
-        optimizers=make_optimizers(gpt, cfg.optim),
-        ema=Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None,
+        optimizers=optimizers,
+        ema=ema,
         train_rows=train_rows,
         heldout_rows=heldout_rows,
         bad_rows=BadRows(cfg.data.max_bad_share),
         checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints),
+        start=start,
     )
 
 

@@ -11,7 +11,7 @@ The newest weights are also put at `model.safetensors`, where `editar.edit` and 
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,26 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from editar.errors import CheckpointError, LostProcess, one_line
 from editar.runtime.distributed import Ranks, lost_connection
-from editar.runtime.files import save_weights
+from editar.runtime.files import save_weights, weights_step
+from editar.runtime.log import say
 from editar.training.ema import Ema
 from editar.training.parallel import full_state
 from editar.weights.run_checkpoint import (
     FAILURES,
     State,
     complete,
+    damage,
+    has_checksums,
     latest_checkpoint,
+    open_reader,
     partial_of,
     put_in_place,
     read_step,
     root_cause,
     step_of,
 )
+
+UNREADABLE = "{}: not readable or of another model ({}); remove that folder to resume earlier"
 
 
 class Checkpointer:
@@ -46,7 +52,8 @@ class Checkpointer:
     def __init__(self, folder: Path, ranks: Ranks, keep: int, keep_every: int, background: bool) -> None:
         self.folder, self.root, self.ranks = folder, folder / "checkpoints", ranks
         self.keep, self.keep_every, self.background = keep, keep_every, background
-        self.pending: tuple[int, Future[Any]] | None = None
+        self.pending: tuple[int, Future[None]] | None = None
+        self.pool = ThreadPoolExecutor(1)  # waits for DCP's thread and reads all of it again, for the checksums
         # Of its own, because the background thread talks to the other processes while they train.
         self.group: Any = dist.new_group(backend="gloo") if ranks.size > 1 else None
         if ranks.is_main:
@@ -65,7 +72,7 @@ class Checkpointer:
             if self.background:
                 found = dcp.async_save(staged(state), checkpoint_id=partial, process_group=self.group)
                 assert isinstance(found, Future)
-                self.pending = (step, found)
+                self.pending = (step, self.pool.submit(self._put_in_place, step, found))
             else:
                 dcp.save(state, checkpoint_id=partial, process_group=self.group)
                 self._put_in_place(step)
@@ -75,22 +82,23 @@ class Checkpointer:
             raise self._failed(step, error) from error
 
     def poll(self) -> None:
-        """Put a background checkpoint in place if it is complete; cheap, for every step."""
+        """Raise what went wrong with a background checkpoint once that is known; cheap, for every step."""
         if self.pending is not None and self.pending[1].done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the background checkpoint, if any, and put it in place."""
+        """Wait for the background checkpoint, if any, to be in place."""
         if self.pending is None:
             return
         (step, future), self.pending = self.pending, None
         try:
-            future.result()  # complete only when every process has written its share
-            self._put_in_place(step)
+            future.result()
         except FAILURES as error:
             raise self._failed(step, error) from error
 
-    def _put_in_place(self, step: int) -> None:
+    def _put_in_place(self, step: int, written: Future[Any] | None = None) -> None:
+        if written is not None:
+            written.result()  # complete only when every process has written its share
         if not self.ranks.is_main:
             return
         put_in_place(self.folder, step, self.ranks.size)
@@ -122,20 +130,52 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], em
     return state
 
 
+def intact_checkpoint(folder: Path, ranks: Ranks) -> Path | None:
+    """The newest checkpoint whose files are as they were written, None if there is no checkpoint at all; every
+    process must call it and reads its share. Raises CheckpointError if all of them are damaged."""
+    for path in reversed(found := complete(folder)):
+        problem = next((p for p in ranks.gather(damage(path, slice(ranks.rank, None, ranks.size))) if p), None)
+        if problem is None:
+            if ranks.is_main and not has_checksums(path):
+                say(f"note: {path} is older than checksums and was not checked")
+            return path
+        if path == found[0]:
+            raise CheckpointError(UNREADABLE.format(path, problem))
+        if ranks.is_main:
+            say(f"warning: {path.name} is damaged ({problem}); going back to the checkpoint before")
+    return None
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None) -> int:
     """Fill model, optimisers and average in place -> the step. Raises CheckpointError if it does not fit."""
     try:
-        step = read_step(path)
+        step, (reader, _) = read_step(path), open_reader(path)
         state = training_state(model, optimizers, ema)
-        dcp.load(state, checkpoint_id=path)
+        dcp.load(state, storage_reader=reader)
     except FAILURES as error:  # damaged or missing files: many types, one meaning
-        raise CheckpointError(
-            f"{path}: not readable or of another model ({one_line(root_cause(error))}); "
-            "remove that folder to resume earlier"
-        ) from error
+        raise CheckpointError(UNREADABLE.format(path, one_line(root_cause(error)))) from error
     for index, optimizer in enumerate(optimizers):
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
         set_optimizer_state_dict(model, optimizer, {"state": state[f"optimizer_{index}"], "param_groups": groups})
+    return step
+
+
+def resume(
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None, ranks: Ranks
+) -> int:
+    """Continue from the newest intact checkpoint of this folder if there is one; returns the next step.
+
+    A kill may have left model.safetensors behind or ahead of the checkpoint: it is written again then."""
+    newest = intact_checkpoint(folder, ranks)
+    if newest is None:
+        return 0
+    step, weights = load_checkpoint(newest, model, optimizers, ema), folder / "model.safetensors"
+    if any(ranks.gather(ranks.is_main and weights_step(weights) != step)):
+        whole = whole_weights(model, ema, ranks)
+        if ranks.is_main:
+            save_weights(whole, weights, {"step": str(step)})
+    if ranks.is_main:
+        say(f"resuming {folder} at step {step}")
     return step
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ import torch
 from editar.config import TrainConfig
 from editar.data import stream
 from editar.data.loader import Batch, DrawBatchSampler, batches
-from editar.errors import ConfigError, TrainingError
+from editar.errors import TrainingError
 from editar.runtime.distributed import distributed
-from editar.runtime.files import start_run_folder
+from editar.runtime.files import check_run_folder, save_weights, write_run_folder
+from editar.runtime.lock import sole_run
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run, build_run
-from editar.training.checkpoint import load_checkpoint, training_state, whole_weights
+from editar.training.checkpoint import training_state, whole_weights
 from editar.training.evaluate import current_pipeline, heldout_losses, preview
 from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
@@ -41,12 +43,20 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
     if cfg.dry_run:
         preflight(cfg)
         return folder
-    with StopSignals() as stop, distributed(cfg.device, cfg.timeout_s) as ranks:
+    with ExitStack() as held:
+        stop = held.enter_context(StopSignals())
+        ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
         if ranks.is_main:
-            start_run_folder(folder, cfg)
+            held.enter_context(sole_run(folder))
+            check_run_folder(folder, cfg)
         ranks.barrier()
         run = build_run(cfg, ranks, folder)
-        start = resume(run)
+        start = run.start
+        if ranks.is_main:
+            write_run_folder(folder, cfg)
+            save_weights(run.encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
+            if start >= cfg.steps:
+                say(f"{folder} is finished: {start} steps done, steps={cfg.steps}")
         draws = DrawBatchSampler(start, cfg.steps, ranks.rank, ranks.size, cfg.global_batch, run.micro_batch)
         feed = batches(run.train_rows, draws, cfg.num_workers, ranks.device)
         logger = MetricLogger(folder, cfg.steps, start, wandb=cfg.wandb, active=ranks.is_main, costs=costs(run))
@@ -85,19 +95,6 @@ def costs(run: Run) -> Costs:
         flops=training_flops(run.cfg.gpt),
         peak_flops=None if peak is None else peak * run.ranks.size,
     )
-
-
-def resume(run: Run) -> int:
-    """Continue from the newest checkpoint of this folder if there is one; returns the next step."""
-    newest = latest_checkpoint(run.folder)
-    if newest is None:
-        return 0
-    if run.cfg.resume == "never":
-        raise ConfigError(f"{run.folder} already holds {newest.name} and resume=never; choose another output_dir")
-    step = load_checkpoint(newest, run.gpt, run.optimizers, run.ema)
-    if run.ranks.is_main:
-        say(f"resuming {run.folder} at step {step}")
-    return step
 
 
 def train_step(run: Run, feed: Iterator[Batch], step: int, stop: bool) -> dict[str, float]:

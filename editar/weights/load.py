@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
@@ -85,6 +86,8 @@ def copy_into(
 ) -> LoadReport:
     """Judge every key, then copy all or nothing."""
     report = judge(module, state, info, strict, advice, problems)
+    if unfit := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise CheckpointError(f"{info.source}: not finite: {some(unfit)}; the training that made it went wrong")
     module.load_state_dict({key: value for key, value in state.items() if key not in report.ignored}, strict=False)
     return report
 

@@ -77,8 +77,10 @@ def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
         info.training = {key: raw[key] for key in ("optimizer", "steps", "args") if key in raw}
         if isinstance(info.training.get("args"), argparse.Namespace):
             info.training["args"] = vars(info.training["args"])
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
         raise CheckpointError(f"{source}: no weights found; its entries are {some([str(key) for key in tensors])}")
+    if sparse := [key for key, value in tensors.items() if value.layout != torch.strided]:
+        raise CheckpointError(f"{source}: sparse tensors ({some(sparse)}); only dense ones are read")
     state = {key: value.float() if value.is_floating_point() else value for key, value in unwrap(tensors).items()}
     describe(state, info)
     return state, info

@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader
 from editar.config import TokenizerTrainConfig
 from editar.data.nano.world import NanoWorld
 from editar.data.sample import EditSample
+from editar.errors import TrainingError
 from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device
-from editar.runtime.files import load_state, save_weights, start_run_folder, write_json
+from editar.runtime.files import check_run_folder, load_state, save_weights, some, write_json, write_run_folder
+from editar.runtime.lock import sole_run
 from editar.runtime.log import MetricLogger, say
 from editar.training.optim import lr_factor, make_optimizers, set_lr
 from editar.training.tokenizer.codebook import kmeans_init, restart_dead_codes
@@ -44,8 +46,19 @@ def image_loader(cfg: TokenizerTrainConfig) -> DataLoader:
 
 
 def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
-    """Train, save `model.safetensors` + `config.yaml` + pictures in cfg.output_dir; returns it."""
-    folder = start_run_folder(cfg.output_dir, cfg)
+    """Train, save `model.safetensors` + `config.yaml` + pictures in cfg.output_dir; returns it. A folder whose training
+    is finished stays as it is. Raises TrainingError when the loss or the weights are not finite."""
+    folder = Path(cfg.output_dir)
+    with sole_run(folder):
+        check_run_folder(folder, cfg)
+        if (folder / "model.safetensors").is_file():
+            say(f"{folder} is finished: it holds model.safetensors of this config")
+        else:
+            _train(cfg, folder)
+    return folder
+
+
+def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     device = pick_device(cfg.device)
@@ -56,6 +69,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
     lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
+    write_run_folder(folder, cfg)
     say(f"tokenizer: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
     logger = MetricLogger(folder, cfg.steps, unit="images")
     counts = torch.zeros(cfg.tokenizer.codebook_size, dtype=torch.long)
@@ -96,6 +110,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
         counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
         done = step + 1
         if done % cfg.log_every == 0 or done == cfg.steps:
+            _check_finite({"loss": total}, done)
             psnr = -10 * torch.log10((recon.detach().clamp(-1, 1) - images).square().mean() / 4)
             values = {"pixels": float(pixels.detach()), "commit": float(losses.commit.detach()), "psnr_db": float(psnr)}
             values |= {"codes_used": float((counts > 0).sum()), "codes_kept": same}
@@ -106,8 +121,13 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
                 restart_dead_codes(model.quantize, counts.to(device), flat, generator)
             counts.zero_()
 
+    _check_finite(model.state_dict(), cfg.steps)
     _finish(model.eval(), cfg, folder, device)
-    return folder
+
+
+def _check_finite(values: dict[str, torch.Tensor], step: int) -> None:
+    if unfit := [name for name, value in values.items() if not torch.isfinite(value).all()]:
+        raise TrainingError(f"step {step}: {some(unfit)} not finite, nothing is saved; lower optim.lr, optim.muon_lr")
 
 
 def _start_from(model: VQModel, cfg: TokenizerTrainConfig) -> None:
