@@ -59,7 +59,8 @@ class FidStatistics:
 
     @cached_property
     def half(self) -> np.ndarray:
-        """(C, R): half @ half.T is the covariance, whose rank R few pictures keep small."""
+        """(C, R): half @ half.T is the covariance, whose rank R few pictures keep small. Where there are fewer
+        pictures than features, `statistics` sets it from the features themselves, which takes no decomposition."""
         values, vectors = np.linalg.eigh(self.covariance)
         kept = values > values[-1] * 1e-14
         return vectors[:, kept] * np.sqrt(values[kept])
@@ -122,7 +123,10 @@ def statistics(
     if count < 2:
         raise BenchmarkError(f"FID needs at least two pictures, {count} given")
     values = features(pictures, network, device, workers=workers)
-    return FidStatistics(values.mean(0), np.cov(values, rowvar=False), count, fingerprint, network_sum)
+    made = FidStatistics(values.mean(0), np.cov(values, rowvar=False), count, fingerprint, network_sum)
+    if count <= values.shape[1]:
+        vars(made)["half"] = (values - made.mean).T / np.sqrt(count - 1)
+    return made
 
 
 def cached_statistics(
@@ -163,6 +167,8 @@ def frechet_distance(a: FidStatistics, b: FidStatistics) -> float:
     """
     if a.network != b.network or a.mean.shape != b.mean.shape:
         raise BenchmarkError("the two FID statistics were made with different networks")
+    if "half" in vars(b):  # tr sqrt(AB) is tr sqrt(BA): take the one that is at hand
+        a, b = b, a
     root = np.sqrt(np.linalg.eigvalsh(a.half.T @ b.covariance @ a.half).clip(min=0)).sum()
     gap = a.mean - b.mean
     return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root)

@@ -85,8 +85,11 @@ class PairScorer:
             raise BenchmarkError(f"{result}: {output.width}x{output.height}, own pairs are scored as squares")
         true = resize_and_crop(load_image(target), output.width)
         a, b = (pixels(picture) for picture in (output, true))
-        l1 = 100 * float((a - b).abs().mean())
-        return {"l1": l1, "psnr": float(psnr(mse(a, b))), "ssim": 100 * float(ssim(a, b))}
+        return {
+            "l1": 100 * float((a - b).abs().mean()),
+            "psnr": float(psnr(mse(a, b))),
+            "ssim": 100 * float(ssim(a, b)),
+        }
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
