@@ -71,6 +71,10 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
     apart = layout(paper, [OurRow("ours", good.values, "6 pictures")], lambda value: f"<{value}>")
     assert {row[0]: row for row, _ in apart.rows}["PnPInversion"][2] == "<27.22>"
     assert markdown_table(paper, [good]).count("\n") == len(paper.rows) + 3
+    hostile = replace(good, method="<img src=x> | a & b", incomparable="<b>few</b>")
+    *_, row, _, _, note = markdown_table(paper, [hostile]).split("\n")
+    assert row.startswith(r"| &lt;img src=x&gt; \| a &amp; b * | 39.43 | 30.00 |")
+    assert note.endswith("&lt;b&gt;few&lt;/b&gt;")
     assert r"\textbf{30.00}" in latex_table(paper, [good])
     *lines, legend = text_table(paper, [good]).splitlines()
     assert len({len(line) for line in lines}) == 1 and legend == "! best of its column"
