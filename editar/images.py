@@ -56,12 +56,14 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: s
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8."""
+    """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8, NaN is black."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image).astype(np.float64)
-        if image.mode != "F" and values.max(initial=0) > 255:
+        values[np.isnan(values)] = 0
+        brightest = values.max(initial=0, where=np.isfinite(values))
+        if image.mode != "F" and brightest > 255:
             values = values / 257.0
-        elif image.mode == "F" and values.max(initial=0) <= 1:
+        elif image.mode == "F" and brightest <= 1:
             values = values * 255.0
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

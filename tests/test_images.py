@@ -65,6 +65,13 @@ def test_sixteen_bit_is_scaled(tmp_path: Path) -> None:
     assert np.asarray(load_image(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 100], [255, 7]]
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_float_pictures_with_a_value_that_is_no_number(tmp_path: Path, odd: float) -> None:
+    Image.fromarray(np.array([[odd, 0.5], [1, 0]], np.float32)).save(tmp_path / "float.tiff")
+    expected = 255 if odd == np.inf else 0
+    assert np.asarray(load_image(tmp_path / "float.tiff"))[..., 0].tolist() == [[expected, 127], [255, 0]]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (3000, 40)])
 def test_any_size_becomes_the_models_square(size: tuple[int, int]) -> None:
     tensor = preprocess(gradient(*size), 64)
