@@ -139,6 +139,19 @@ def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
         Source("folder", data.sources["folder"], data)
 
 
+def test_own_pairs_with_any_text(tmp_path: Path) -> None:
+    listing, words = tmp_path / "pairs.jsonl", "one\u2028two {} {x} \x85é"
+    Image.fromarray(photos.chelsea()).save(tmp_path / "cat.png")
+    line = json.dumps({"source": "cat.png", "target": "cat.png", "instruction": words}, ensure_ascii=False)
+    listing.write_bytes(f"{line}\r\n{line}\n".encode())
+    prompt = 'data.sources.folder.prompt="{} {x} {0} }{"'
+    data = config("data=folder", f"data.sources.folder.path={tmp_path}", "data.heldout_samples=1", prompt).data
+    assert open_sources(data)["folder"].pair(1).texts.instructions == (words + " {x} {0} }{",)
+    listing.write_bytes(line.encode("latin-1", "replace"))
+    with pytest.raises(DataError, match=r"pairs\.jsonl: not UTF-8 .*; save it as UTF-8"):
+        open_sources(data)
+
+
 def test_too_few_rows_for_the_held_out_part(tmp_path: Path) -> None:
     folder = miniature.write_pipe(tmp_path / "pipe", 4)
     data = DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=4)
