@@ -12,7 +12,7 @@ from skimage import data as photos
 
 from editar.config import DataConfig, SourceConfig, TrainConfig
 from editar.data.sample import BadRow, Texts, resize_pair
-from editar.data.sources import Source, label_palette, open_sources, pipe_texts
+from editar.data.sources import Source, label_palette, open_sources, picture, pipe_texts
 from editar.errors import ConfigError, DataError
 from editar.runtime.entry import load_config
 from tests.helpers import miniature
@@ -123,8 +123,8 @@ def test_wrong_settings(override: str, message: str) -> None:
 
 
 def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
-    for name, picture in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
-        Image.fromarray(picture).save(tmp_path / name)
+    for name, photo in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
+        Image.fromarray(photo).save(tmp_path / name)
     lines = [{"source": "cat.png", "target": "coffee.jpg", "instruction": "make it coffee", "by": "me"}] * 3
     lines[1] = {**lines[1], "target": "gone.png"}
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -137,6 +137,12 @@ def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"source": "cat.png"}')
     with pytest.raises(DataError, match=r"line 1: target, instruction missing or not text"):
         Source("folder", data.sources["folder"], data)
+
+
+def test_a_picture_that_scaling_would_blow_up_is_a_bad_row() -> None:
+    content = miniature.encode(np.zeros((1_000_000, 1, 3), np.uint8))
+    with pytest.raises(BadRow, match="image: 1x1000000 has one side more than 64 times the other"):
+        picture({"image": {"bytes": content, "path": None}}, "image")
 
 
 def test_own_pairs_with_any_text(tmp_path: Path) -> None:

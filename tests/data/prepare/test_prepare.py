@@ -109,10 +109,11 @@ def test_bombs_empty_images_and_big_text_chunks(tmp_path: Path) -> None:
     rows[2]["control_depth"]["bytes"] = b""
     rows[3]["image"] = None
     rows[4]["image"]["bytes"] = b"<html>404</html>"
+    rows[5]["image"]["bytes"] = miniature.encode(np.zeros((1, 1_000_000, 3), np.uint8))  # far too long when scaled
     pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
     manifest = prepare(request("multigen_depth", tmp_path / "raw", tmp_path / "out"))
-    assert manifest["dropped"] == {"corrupt image": 1, "empty image": 2, "image too large": 1}
-    assert manifest["rows"] == 2
+    assert manifest["dropped"] == {"corrupt image": 1, "empty image": 2, "image too large": 2}
+    assert manifest["rows"] == 1
 
 
 @pytest.mark.parametrize("struct", [False, True])
