@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from editar.config import EditConfig
 from editar.errors import ConfigError
-from editar.images import load_image, resize_and_crop, save_image, side_by_side
+from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
 from editar.runtime.entry import run
 from editar.runtime.log import say
 from editar.sampling.pipeline import EditPipeline
@@ -19,9 +19,12 @@ from editar.sampling.stats import copy_bandwidth
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the edited picture(s) and, beside them, source and edits in one row. Returns the files."""
     output = Path(cfg.output)
+    if output.is_dir():
+        raise ConfigError(f"output={output} is a folder; give the name of a picture, like {output / 'edit.png'}")
     stem, suffix = output.stem, output.suffix or ".png"
     names = [output.with_name(stem + (f"_{i}" if cfg.num_samples > 1 else "") + suffix) for i in range(cfg.num_samples)]
     comparison = output.with_name(f"{stem}_side_by_side{suffix}")
+    picture_format(comparison)
     taken = [name for name in (*names, comparison) if name.exists()]
     if taken and not cfg.overwrite:
         raise ConfigError(f"{taken[0]} exists; give another output=... or overwrite=true")

@@ -18,19 +18,20 @@ from PIL import Image, ImageOps, PngImagePlugin
 from editar.errors import ImageError, ImageTooLarge
 from editar.runtime.files import atomic
 
-MAX_PIXELS = 300_000_000
+MAX_ASPECT = 64  # the short side is scaled to the model's size, so the long one becomes up to 64 times that
 
 # MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
-def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Open any picture a person has, a file or a file's content, as upright 8-bit RGB.
 
+    Nothing is decoded of more than Pillow's limit of 178,956,970 pixels, or of a shape beyond MAX_ASPECT.
     Handles EXIF rotation, palettes, alpha (over white), CMYK, grey, 16-bit and float images.
-    Raises ImageError for a missing, unreadable, truncated, empty or too large file; its text begins
-    with `name` (default: the path).
+    Raises ImageError for a missing, unreadable, truncated, empty, too large or too narrow file; its text
+    begins with `name` (default: the path).
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     if not isinstance(source, bytes) and not Path(source).is_file():
@@ -40,28 +41,30 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: s
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 width, height = image.size
-                if width * height > max_pixels:
+                if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageTooLarge(
-                        f"{name}: {width}x{height} is more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
+                        f"{name}: {width}x{height} has one side more than {MAX_ASPECT} times the other; crop it"
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"{name}: {error}") from None
+        raise ImageTooLarge(f"{name}: too many pixels ({error}); make it smaller") from None
     except Exception as error:  # decoders raise nearly anything at damaged files: struct.error, EOFError, KeyError
         raise ImageError(f"{name}: not a readable image ({error})") from None
     return to_rgb(upright)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8."""
+    """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8, NaN is black."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image).astype(np.float64)
-        if image.mode != "F" and values.max(initial=0) > 255:
+        values[np.isnan(values)] = 0
+        brightest = values.max(initial=0, where=np.isfinite(values))
+        if image.mode != "F" and brightest > 255:
             values = values / 257.0
-        elif image.mode == "F" and values.max(initial=0) <= 1:
+        elif image.mode == "F" and brightest <= 1:
             values = values * 255.0
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -116,11 +119,20 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 def save_image(image: Image.Image | np.ndarray, path: str | Path, **options: Any) -> None:
     """Write atomically, in the format of the name's suffix; `options` are Pillow's for it."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in Image.registered_extensions():
-        raise ImageError(f"{path}: unknown picture format {suffix!r}; use a name that ends in .png or .jpg")
+    format = picture_format(path)
     with atomic(path) as partial:
-        partial.write_bytes(encode_image(image, Image.registered_extensions()[suffix], **options))
+        partial.write_bytes(encode_image(image, format, **options))
+
+
+def picture_format(path: str | Path) -> str:
+    """Pillow's name of the format that the path's suffix asks for. Raises ImageError if it cannot be written."""
+    suffix = Path(path).suffix.lower()
+    format = Image.registered_extensions().get(suffix, "")
+    try:
+        encode_image(Image.new("RGB", (1, 1)), format)
+    except (KeyError, OSError, ValueError):  # unknown, only read, without colours, or in need of another library
+        raise ImageError(f"{path}: cannot write {suffix!r} files; use a name that ends in .png or .jpg") from None
+    return format
 
 
 def encode_image(image: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> bytes:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.errors import ImageError
+from editar.errors import ImageError, ImageTooLarge
 from editar.images import (
     batch_to_tensor,
     load_image,
+    picture_format,
     preprocess,
     resize_and_crop,
     save_image,
@@ -65,6 +66,13 @@ def test_sixteen_bit_is_scaled(tmp_path: Path) -> None:
     assert np.asarray(load_image(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 100], [255, 7]]
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_float_pictures_with_a_value_that_is_no_number(tmp_path: Path, odd: float) -> None:
+    Image.fromarray(np.array([[odd, 0.5], [1, 0]], np.float32)).save(tmp_path / "float.tiff")
+    expected = 255 if odd == np.inf else 0
+    assert np.asarray(load_image(tmp_path / "float.tiff"))[..., 0].tolist() == [[expected, 127], [255, 0]]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (3000, 40)])
 def test_any_size_becomes_the_models_square(size: tuple[int, int]) -> None:
     tensor = preprocess(gradient(*size), 64)
@@ -99,15 +107,26 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str)
     assert "x.png" in str(caught.value)
 
 
-def test_truncated_missing_and_huge(tmp_path: Path) -> None:
+def test_truncated_and_missing(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
     with pytest.raises(ImageError, match=r"half\.png: not a readable image"):
         load_image(tmp_path / "half.png")
     with pytest.raises(ImageError, match="no such image file"):
         load_image(tmp_path / "absent.png")
-    with pytest.raises(ImageError, match="64x64 is more than 0 megapixels"):
-        load_image(tmp_path / "whole.png", max_pixels=1000)
+
+
+def test_limits_are_read_from_the_header(tmp_path: Path) -> None:
+    """A strip of one pixel's width is small, but scaled to the model's size it would be 256 x 256,000,000."""
+    for size in ((1, 1_000_000), (1_000_000, 1), (1, 65)):
+        Image.new("L", size).save(tmp_path / "strip.png")
+        with pytest.raises(ImageTooLarge, match=r"strip\.png: \d+x\d+ has one side more than 64 times the other; crop"):
+            load_image(tmp_path / "strip.png")
+    Image.new("L", (2, 128)).save(tmp_path / "strip.png")
+    assert load_image(tmp_path / "strip.png").size == (2, 128)
+    Image.new("1", (13_400, 13_400)).save(tmp_path / "big.png")
+    with pytest.raises(ImageTooLarge, match=r"big\.png: too many pixels .*179560000.*; make it smaller"):
+        load_image(tmp_path / "big.png")
 
 
 def test_saving_is_atomic_and_names_bad_suffixes(tmp_path: Path) -> None:
@@ -115,6 +134,13 @@ def test_saving_is_atomic_and_names_bad_suffixes(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["a.png"]
     with pytest.raises(ImageError, match=r"use a name that ends in \.png or \.jpg"):
         save_image(gradient(8, 8), tmp_path / "a.nonsense")
+
+
+@pytest.mark.parametrize("suffix", ["", ".nonsense", ".psd", ".xbm", ".h5", ".blp"])
+def test_formats_that_cannot_be_written(suffix: str) -> None:
+    with pytest.raises(ImageError, match=rf"a{suffix}: cannot write '{suffix}' files; use a name that ends"):
+        picture_format("a" + suffix)
+    assert (picture_format("a.PNG"), picture_format("a.jpg")) == ("PNG", "JPEG")
 
 
 def test_content_instead_of_a_file(tmp_path: Path) -> None:

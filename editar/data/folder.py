@@ -24,8 +24,11 @@ class FolderTable:
         listing = self.folder / "pairs.jsonl"
         if not listing.is_file():
             raise DataError(f"{listing}: no such file; write one line per pair with {', '.join(KEYS)}")
-        text = listing.read_text()
-        self.lines = [line for line in text.splitlines() if line.strip()]
+        try:
+            text = listing.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{listing}: not UTF-8 ({error}); save it as UTF-8") from None
+        self.lines = [line for line in text.split("\n") if line.strip()]  # JSON texts may hold other line breaks
         self.columns = list(KEYS)
         self.revision = hashlib.sha256(text.encode()).hexdigest()[:16]
         for number, line in enumerate(self.lines, 1):

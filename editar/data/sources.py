@@ -93,7 +93,7 @@ PLAIN_COLUMNS = {
 
 def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:
     target, words, *source = PLAIN_COLUMNS[cfg.kind]
-    instruction = cfg.prompt.format(text(row, words))
+    instruction = cfg.prompt.replace("{}", text(row, words))
     first = picture(row, source[0]) if source else None
     return Pair(id, cfg.kind, first, picture(row, target), Texts((instruction,)))
 
@@ -107,7 +107,7 @@ def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
     target = picture(row, "image")
     if source.size != target.size:
         raise BadRow(f"the label picture is {source.size}, the image {target.size}")
-    return Pair(id, "cocostuff", source, target, Texts((cfg.prompt.format(text(row, "prompt")),)))
+    return Pair(id, "cocostuff", source, target, Texts((cfg.prompt.replace("{}", text(row, "prompt")),)))
 
 
 def label_palette() -> np.ndarray:
@@ -120,7 +120,7 @@ def label_palette() -> np.ndarray:
 
 def nano(row: EditSample, id: str, cfg: SourceConfig) -> Pair:
     """A sample of the procedural world is its own row."""
-    texts = Texts((cfg.prompt.format(row.instruction),))
+    texts = Texts((cfg.prompt.replace("{}", row.instruction),))
     return Pair(id, row.task, Image.fromarray(row.source), Image.fromarray(row.target), texts)
 
 

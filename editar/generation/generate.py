@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editar.errors import ConfigError
+from editar.errors import ConfigError, one_line
 from editar.generation.editors import Editor
-from editar.generation.manifest import MANIFEST, read_result_manifest, save_stamped
+from editar.generation.manifest import MANIFEST, ResultManifest, cut_short, read_result_manifest, save_stamped
 from editar.images import resize_and_crop
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import write_json
+from editar.runtime.log import say
 
 COST = "generation.json"
 
@@ -46,8 +47,8 @@ def generate_results(
 ) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order.
 
-    `sources_sum()` changes with the source pictures. Raises ConfigError for a folder of another run,
-    BenchmarkError for pictures of another run in it.
+    `sources_sum()` changes with the source pictures. Files that are cut short are made again. Raises ConfigError
+    for a folder of another run, BenchmarkError for pictures of another run in it.
     """
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
     texts = [getattr(job, editor.reads) for job in jobs]
@@ -55,6 +56,9 @@ def generate_results(
         instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
         settings = {"image_size": editor.size, "instructions": instructions, "sources_sha256": sources_sum()}
         claim(folder, editor.describe() | settings)
+        for file in filter(cut_short, files):
+            file.unlink()
+            say(f"{file}: cut short; made again")
     ranks.barrier()
     made = read_result_manifest(folder)
     assert made is not None
@@ -94,15 +98,25 @@ def to_size(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def claim(folder: Path, wanted: dict[str, object]) -> None:
-    """Enter a results folder; refuses one that was made with other weights, settings or instructions."""
-    file = folder / MANIFEST
+    """Enter a results folder; refuses one that was made with other weights, settings or instructions.
+
+    A killed start may have left half a manifest, which counts as none. A damaged one is replaced where
+    the pictures' stamps are those of `wanted`; raises BenchmarkError where they are not.
+    """
+    file, wanted = folder / MANIFEST, json.loads(json.dumps(wanted))
     if file.is_file():
-        found = json.loads(file.read_text())
-        other = [key for key in wanted if found.get(key) != json.loads(json.dumps(wanted[key]))]
+        try:
+            found = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            pictures = (folder / "images").rglob("*.png")
+            ResultManifest(file, wanted).check(path for path in pictures if not cut_short(path))
+            say(f"{file}: damaged ({one_line(error)}); written anew, as the pictures are of these settings")
+            found = wanted
+        other = [key for key in wanted if found.get(key) != wanted[key]]
         if other:
             raise ConfigError(
                 f"{folder} holds results made with other {', '.join(other)}; choose another output_dir or remove it"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != f".{MANIFEST}.part" for path in folder.iterdir()):
         raise ConfigError(f"{folder} is in use and holds no {MANIFEST}; choose another output_dir")
     write_json(file, wanted)

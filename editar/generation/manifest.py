@@ -23,6 +23,7 @@ from editar.images import load_image, save_image
 
 MANIFEST = "manifest.json"
 CHUNK = "editar manifest sha256"
+SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # the first and last bytes of every PNG
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def read_result_manifest(source: Path) -> ResultManifest | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BenchmarkError(f"{file}: not readable JSON ({error}); remove the folder and make it again") from None
+        raise BenchmarkError(
+            f"{file}: not readable JSON ({error}); stage=generate with the same settings writes it anew"
+        ) from None
     ours = isinstance(values, dict) and {"image_size", "instructions"} <= set(values)
     return ResultManifest(file, values) if ours else None  # prepared data have a manifest.json too
 
@@ -76,6 +79,16 @@ def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:
     chunks = PngInfo()
     chunks.add_text(CHUNK, stamp)
     save_image(picture, path, pnginfo=chunks)
+
+
+def cut_short(path: Path) -> bool:
+    """Whether the file is the beginning of a PNG, or empty: what a power cut or a broken copy leaves."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(len(SIGNATURE))
+        file.seek(max(0, path.stat().st_size - len(END)))
+        return SIGNATURE.startswith(start) and file.read() != END
 
 
 def read_stamp(path: Path) -> str | None:

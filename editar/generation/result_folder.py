@@ -33,7 +33,7 @@ class ResultFolder:
         elif self.source.is_file():
             self.root = self.source.parent
             self.map = {id: self.root / path for id, path in _read_map(self.source).items()}
-            _check_once(self.source, self.map)
+            check_once(self.source, self.map)
         else:
             raise BenchmarkError(f"{source}: no such folder; make it with stage=generate or give results=FOLDER")
 
@@ -89,8 +89,8 @@ def find_picture(folder: Path, relative: str) -> Path:
     raise BenchmarkError(f"{path}: no such result, nor one with {', '.join(SUFFIXES[:4])}")
 
 
-def _check_once(file: Path, map: dict[str, Path]) -> None:
-    """Two ids on one picture would score it twice."""
+def check_once(file: Path, map: dict[str, Path]) -> None:
+    """Two ids on one picture would score it twice. Raises BenchmarkError that names `file` and both."""
     seen: dict[Path, str] = {}
     for id, path in map.items():
         if (first := seen.setdefault(path.resolve(), id)) != id:

@@ -25,6 +25,7 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 )
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": r"\|"})
 Bold = Callable[[str], str]
 
 
@@ -94,7 +95,8 @@ def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
 def markdown_table(paper: PaperTable, ours: list[OurRow]) -> str:
     cells = layout(paper, ours, lambda value: f"**{value}**")
     lines = [cells.header, ["---"] * len(cells.header), *(row for row, _ in cells.rows)]
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), *(f"\n{note}" for note in cells.notes)])
+    rows = ["| " + " | ".join(cell.translate(MARKDOWN) for cell in line) + " |" for line in lines]
+    return "\n".join([*rows, *("\n" + note.translate(MARKDOWN) for note in cells.notes)])
 
 
 def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:

@@ -12,7 +12,7 @@ from skimage import data as photos
 
 from editar.config import DataConfig, SourceConfig, TrainConfig
 from editar.data.sample import BadRow, Texts, resize_pair
-from editar.data.sources import Source, label_palette, open_sources, pipe_texts
+from editar.data.sources import Source, label_palette, open_sources, picture, pipe_texts
 from editar.errors import ConfigError, DataError
 from editar.runtime.entry import load_config
 from tests.helpers import miniature
@@ -123,8 +123,8 @@ def test_wrong_settings(override: str, message: str) -> None:
 
 
 def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
-    for name, picture in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
-        Image.fromarray(picture).save(tmp_path / name)
+    for name, photo in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
+        Image.fromarray(photo).save(tmp_path / name)
     lines = [{"source": "cat.png", "target": "coffee.jpg", "instruction": "make it coffee", "by": "me"}] * 3
     lines[1] = {**lines[1], "target": "gone.png"}
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -137,6 +137,25 @@ def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"source": "cat.png"}')
     with pytest.raises(DataError, match=r"line 1: target, instruction missing or not text"):
         Source("folder", data.sources["folder"], data)
+
+
+def test_a_picture_that_scaling_would_blow_up_is_a_bad_row() -> None:
+    content = miniature.encode(np.zeros((1_000_000, 1, 3), np.uint8))
+    with pytest.raises(BadRow, match="image: 1x1000000 has one side more than 64 times the other"):
+        picture({"image": {"bytes": content, "path": None}}, "image")
+
+
+def test_own_pairs_with_any_text(tmp_path: Path) -> None:
+    listing, words = tmp_path / "pairs.jsonl", "one\u2028two {} {x} \x85é"
+    Image.fromarray(photos.chelsea()).save(tmp_path / "cat.png")
+    line = json.dumps({"source": "cat.png", "target": "cat.png", "instruction": words}, ensure_ascii=False)
+    listing.write_bytes(f"{line}\r\n{line}\n".encode())
+    prompt = 'data.sources.folder.prompt="{} {x} {0} }{"'
+    data = config("data=folder", f"data.sources.folder.path={tmp_path}", "data.heldout_samples=1", prompt).data
+    assert open_sources(data)["folder"].pair(1).texts.instructions == (words + " {x} {0} }{",)
+    listing.write_bytes(line.encode("latin-1", "replace"))
+    with pytest.raises(DataError, match=r"pairs\.jsonl: not UTF-8 .*; save it as UTF-8"):
+        open_sources(data)
 
 
 def test_too_few_rows_for_the_held_out_part(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from editar.config import EditConfig
 from editar.data.nano.world import NanoWorld
 from editar.edit import edit
-from editar.errors import CheckpointError, ConfigError
+from editar.errors import CheckpointError, ConfigError, UserError
 from editar.runtime.entry import load_config
 from editar.sampling.pipeline import EditPipeline
 from tests.helpers.tiny import run_module
@@ -120,6 +120,17 @@ def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"exists; give another output=\.\.\. or overwrite=true"):
         edit(edit_config(tiny_run, tmp_path, "num_samples=2"))
     edit(edit_config(tiny_run, tmp_path, "num_samples=2", "overwrite=true"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", r"is a folder; give the name of a picture, like .*edit\.png"), ("a.nonsense", r"use a name that ends in")],
+)
+def test_an_output_that_cannot_be_written_is_named_first(tmp_path: Path, name: str, message: str) -> None:
+    """Before the checkpoint, which is not there, is looked for."""
+    with pytest.raises(UserError, match=message):
+        edit(edit_config(tmp_path / "no checkpoint", tmp_path, f"output={tmp_path / name}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_edit_entry_names_a_bad_image(tiny_run: Path, tmp_path: Path) -> None:

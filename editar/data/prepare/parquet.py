@@ -210,7 +210,7 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     size = (0, 0)
     for name in layout.images:
         value = row[name] if isinstance(row[name], dict) else {"bytes": row[name], "path": None}
-        size = check_image(value["bytes"], name)
+        size = check_image(value.get("bytes"), name)
         kept[name] = {"bytes": value["bytes"], "path": value.get("path")}
     if layout.labels:
         kept[layout.labels] = {"bytes": check_labels(row[layout.labels], size), "path": None}

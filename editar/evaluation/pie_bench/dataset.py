@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from editar.errors import BenchmarkError
+from editar.errors import BenchmarkError, one_line
+from editar.generation.result_folder import check_once
 from editar.images import load_image
 from editar.metrics.pictures import SIZE, load_square
 
@@ -81,7 +82,7 @@ def load_items(root: str | Path) -> list[PieItem]:
     """The benchmark's entries in the order of its file; pictures are not opened.
 
     Raises BenchmarkError for a missing or damaged mapping file, an entry without mask or
-    instruction, and for data sets that are mistaken for PIE-Bench.
+    instruction, a picture under two ids, and for data sets that are mistaken for PIE-Bench.
     """
     root = Path(root)
     file = root / MAPPING
@@ -89,13 +90,15 @@ def load_items(root: str | Path) -> list[PieItem]:
         raise BenchmarkError(f"{file}: no such file; {_what_else(root)}")
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{file}: not readable JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, nesting without end
+        raise BenchmarkError(f"{file}: not readable JSON ({one_line(error)})") from None
     if not isinstance(entries, dict) or not entries:
         raise BenchmarkError(f"{file}: must map picture ids to entries")
     if not (root / PICTURES).is_dir():
         raise BenchmarkError(f"{root / PICTURES}: no such folder; it comes with the mapping file")
-    return [_item(file, key, entry) for key, entry in entries.items()]
+    items = [_item(file, key, entry) for key, entry in entries.items()]
+    check_once(file, {item.id: root / PICTURES / item.path for item in items})
+    return items
 
 
 def incomplete(items: list[PieItem]) -> str | None:
@@ -146,8 +149,8 @@ def _runs(where: str, mask: Any) -> tuple[int, ...]:
     """The stored start, length, start, length, ... after a check."""
     if not isinstance(mask, list) or not mask:
         raise BenchmarkError(f"{where}: the mask is empty or not a list; is the download complete?")
-    if len(mask) % 2 or any(type(number) is not int or number < 0 for number in mask):
-        raise BenchmarkError(f"{where}: the mask must be pairs of start and length, whole numbers from 0 on")
+    if len(mask) % 2 or any(type(number) is not int or not 0 <= number < 2**31 for number in mask):
+        raise BenchmarkError(f"{where}: the mask must be pairs of start and length, whole numbers from 0 to 2**31 - 1")
     if max(mask[::2]) >= SIZE * SIZE:
         raise BenchmarkError(f"{where}: a mask run starts outside of {SIZE}x{SIZE}")
     return tuple(mask)

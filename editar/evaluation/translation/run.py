@@ -74,7 +74,7 @@ class Translation(Benchmark):
     def jobs(self) -> list[EditJob]:
         prompt = self.cfg.prompt or OmegaConf.load(CONFIG_DIR / "source" / f"{self.source}.yaml").prompt
         return [
-            EditJob(name, name, prompt.format(caption), caption, partial(self.condition, index), SIZE)
+            EditJob(name, name, prompt.replace("{}", caption), caption, partial(self.condition, index), SIZE)
             for group in self.groups()
             for index, (name, caption) in enumerate(zip(group, self.captions, strict=True))
         ]

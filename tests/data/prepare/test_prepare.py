@@ -109,10 +109,27 @@ def test_bombs_empty_images_and_big_text_chunks(tmp_path: Path) -> None:
     rows[2]["control_depth"]["bytes"] = b""
     rows[3]["image"] = None
     rows[4]["image"]["bytes"] = b"<html>404</html>"
+    rows[5]["image"]["bytes"] = miniature.encode(np.zeros((1, 1_000_000, 3), np.uint8))  # far too long when scaled
     pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
     manifest = prepare(request("multigen_depth", tmp_path / "raw", tmp_path / "out"))
-    assert manifest["dropped"] == {"corrupt image": 1, "empty image": 2, "image too large": 1}
-    assert manifest["rows"] == 2
+    assert manifest["dropped"] == {"corrupt image": 1, "empty image": 2, "image too large": 2}
+    assert manifest["rows"] == 1
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_text_is_never_opened_as_an_image(struct: bool, tmp_path: Path) -> None:
+    """A column of paths, plain or in the struct's field, must not bring files of this machine into the shards."""
+    private = tmp_path / "private.png"
+    private.write_bytes(miniature.encode(np.full((64, 64, 3), 77, np.uint8)))
+    folder = miniature.write_multigen_depth(tmp_path / "raw", 4, files=1)
+    file = next(folder.rglob("*.parquet"))
+    table = pq.read_table(file)
+    texts = [{"bytes": str(private), "path": None} if struct else str(private)] * 4
+    table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(texts))
+    pq.write_table(table, file)
+    manifest = prepare(request("multigen_depth", folder, tmp_path / "out"))
+    assert (manifest["rows"], manifest["dropped"]) == (0, {"no image bytes": 4})
+    assert "image holds str instead of an image's bytes" in (tmp_path / "out" / "dropped.jsonl").read_text()
 
 
 def test_a_folder_without_a_good_row_says_so(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def test_bad_results(tmp_path: Path) -> None:
         ({"mask": []}, "the mask is empty"),
         ({"mask": [1, 2, 3]}, "pairs of start and length"),
         ({"mask": [1, -2]}, "pairs of start and length"),
+        ({"mask": [1, 2**63]}, "pairs of start and length"),
+        ({"mask": [2**70, 1]}, "pairs of start and length"),
         ({"mask": ["1", "2"]}, "pairs of start and length"),
         ({"mask": [262144, 1]}, "starts outside"),
         ({"editing_type_id": "10"}, "not one of 0 to 9"),
@@ -154,7 +156,24 @@ def test_other_folders_are_recognised(tmp_path: Path) -> None:
         load_items(tmp_path / "ti2i")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not readable JSON"), ("[]", "must map"), ('{"a": 1}', "object")])
+def test_one_picture_under_two_ids(tmp_path: Path) -> None:
+    write_benchmark(tmp_path)
+    entries = {"1": entry(), "2": entry(image_path=PATH.replace("/", "//./"))}
+    (tmp_path / "mapping_file.json").write_text(json.dumps(entries))
+    with pytest.raises(BenchmarkError, match=rf"ids 1 and 2 both point to .*{PATH}; each needs its own picture"):
+        load_items(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("9" * 5000, "not readable JSON"),
+        ("[]", "must map"),
+        ('{"a": 1}', "object"),
+    ],
+)
 def test_damaged_mapping(tmp_path: Path, text: str, message: str) -> None:
     write_benchmark(tmp_path)
     (tmp_path / "mapping_file.json").write_text(text)

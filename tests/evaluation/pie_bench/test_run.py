@@ -71,6 +71,10 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
     apart = layout(paper, [OurRow("ours", good.values, "6 pictures")], lambda value: f"<{value}>")
     assert {row[0]: row for row, _ in apart.rows}["PnPInversion"][2] == "<27.22>"
     assert markdown_table(paper, [good]).count("\n") == len(paper.rows) + 3
+    hostile = replace(good, method="<img src=x> | a & b", incomparable="<b>few</b>")
+    *_, row, _, _, note = markdown_table(paper, [hostile]).split("\n")
+    assert row.startswith(r"| &lt;img src=x&gt; \| a &amp; b * | 39.43 | 30.00 |")
+    assert note.endswith("&lt;b&gt;few&lt;/b&gt;")
     assert r"\textbf{30.00}" in latex_table(paper, [good])
     *lines, legend = text_table(paper, [good]).splitlines()
     assert len({len(line) for line in lines}) == 1 and legend == "! best of its column"
@@ -110,6 +114,33 @@ def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> Non
     evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate"))
     assert {path: path.read_bytes() for path in files} == before
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_what_a_power_cut_leaves_is_made_again(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, same = tmp_path / "out", [f"checkpoint={tiny_run}", "stage=generate"]
+    out.mkdir()
+    (out / ".manifest.json.part").write_text('{"weights_sha256": "0')
+    evaluate(config(out, *same))
+    files = [out / "manifest.json", *sorted((out / "images").rglob("*.png"))]
+    before = [file.read_bytes() for file in files]
+    files[1].write_bytes(b"")
+    files[2].write_bytes(before[2][:-20])
+    for damage in (before[0][:99], b"", b"\0\xff", b"3"):
+        files[0].write_bytes(damage)
+        evaluate(config(out, *same))
+        assert [file.read_bytes() for file in files] == before
+    said = capsys.readouterr().err
+    assert said.count("manifest.json: damaged") == 4 and said.count("cut short; made again") == 2
+    files[0].write_bytes(b"")
+    with pytest.raises(BenchmarkError, match="stage=generate with the same settings writes it anew"):
+        evaluate(config(tmp_path / "scores", "stage=score", f"results={out}"))
+    with pytest.raises(BenchmarkError, match="6 of 6 pictures do not belong to"):
+        evaluate(config(out, *same, "+sampling.seed=7"))
+    assert files[0].read_bytes() == b""  # so that the right settings still find their pictures
+    evaluate(config(out, *same))
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_folder_of_ours_is_recognised_when_it_is_scored_elsewhere(tiny_run: Path, tmp_path: Path) -> None:
