@@ -83,9 +83,10 @@ def test_named_files_exist(name: str) -> None:
 
 @here
 def test_named_settings_exist(name: str) -> None:
-    """`key=value` in a code span is a setting of some entry; of a group, the value is one of its files."""
+    """`key=value` in a code span is a setting of some entry; of a group, the value is one of its files. A span
+    that holds `setting(` is a line of code."""
     for span in page(name).spans:
-        for word in span.split() if not COMMAND.match(span) else ():
+        for word in span.split() if not COMMAND.match(span) and "setting(" not in span else ():
             if match := re.fullmatch(r"[+~]?([a-z][\w.]*)(=(\S*))?", word):
                 key, value = match[1], match[3]
                 section, _, inner = key.partition(".")
