@@ -230,13 +230,24 @@ def test_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name in made if not Path(name).is_file()] == []
 
 
-@here
+# Pages with Python -> how many pictures their last line with `images =` makes.
+PYTHON = {"README.md": 4, "docs/sampling.md": 1}
+
+
+def test_pages_with_python_are_known() -> None:
+    found = [name for name in PAGES if any(block.language == "python" for block in page(name).blocks)]
+    assert set(found) - {EXTENDING} == set(PYTHON)
+
+
+@pytest.mark.parametrize("name", PYTHON)
 def test_python_blocks_run(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     names: dict[str, Any] = {}  # later blocks of a page go on with what earlier ones made
-    for block in page(name).blocks if name != EXTENDING else ():
+    for block in page(name).blocks:
         if block.language == "python":
             exec(compile(block.text, name, "exec"), names)
+    assert len(names["images"]) == PYTHON[name]
+    assert all(isinstance(image, Image.Image) for image in names["images"])
 
 
 # --- recipes ---------------------------------------------------------------------------------------
