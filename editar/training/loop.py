@@ -28,7 +28,7 @@ from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
 from editar.training.parallel import clip_gradients, sync_gradients
 from editar.training.planning.cost import peak_flops, training_flops
-from editar.training.planning.dry_run import preflight
+from editar.training.planning.dry_run import dry_run
 from editar.training.trace import Trace
 from editar.weights.run_checkpoint import latest_checkpoint
 
@@ -41,7 +41,7 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
     everything is saved then. `watch` is called after every held-out evaluation, on the first process."""
     folder = Path(cfg.output_dir)
     if cfg.dry_run:
-        preflight(cfg)
+        dry_run(cfg)
         return folder
     with ExitStack() as held:
         stop = held.enter_context(StopSignals())

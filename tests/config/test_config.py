@@ -5,19 +5,15 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from editar.config import EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
+from editar.config import EvalConfig, SamplingConfig, TokenizerTrainConfig, override
 from editar.errors import ConfigError
 from editar.runtime.entry import load_config
-from tests.helpers.tiny import ROOT, run_module
-
-
-def compose_train(*overrides: str) -> TrainConfig:
-    return load_config(TrainConfig, "train", ["output_dir=x", *overrides])
+from tests.helpers.tiny import ROOT, run_module, train_config
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs/experiment").glob("*.yaml")))
 def test_every_experiment_composes(name: str) -> None:
-    cfg = compose_train(f"experiment={name}")
+    cfg = train_config(f"experiment={name}")
     assert cfg.gpt.grid == cfg.image_size // cfg.tokenizer.downsample
     assert cfg.gpt.vocab_size == cfg.tokenizer.codebook_size
 
@@ -25,13 +21,13 @@ def test_every_experiment_composes(name: str) -> None:
 @pytest.mark.parametrize("group", ["gpt", "rope", "text", "teacher"])
 def test_every_choice_composes(group: str) -> None:
     for file in sorted((ROOT / "configs" / group).glob("*.yaml")):
-        chosen = getattr(compose_train("experiment=editar_xl", f"{group}={file.stem}"), group)
+        chosen = getattr(train_config("experiment=editar_xl", f"{group}={file.stem}"), group)
         written = OmegaConf.to_container(OmegaConf.load(file))
         assert {key: getattr(chosen, key) for key in written} == written, file
 
 
 def test_editar_xl_is_the_paper() -> None:
-    cfg = compose_train("experiment=editar_xl")
+    cfg = train_config("experiment=editar_xl")
     assert (cfg.gpt.n_layer, cfg.gpt.dim, cfg.gpt.n_head, cfg.gpt.ffn_dim) == (36, 1280, 20, 3584)
     assert (cfg.tokenizer.codebook_size, cfg.tokenizer.codebook_dim, cfg.gpt.grid) == (16384, 8, 32)
     assert (cfg.text.name, cfg.text.dim, cfg.text.max_tokens) == ("google/flan-t5-xl", 2048, 120)
@@ -67,7 +63,7 @@ def test_editar_xl_is_the_paper() -> None:
 )
 def test_mistakes_are_one_line(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        compose_train(*overrides)
+        train_config(*overrides)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from editar.config import TrainConfig
+from editar.runtime.entry import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -29,6 +32,11 @@ TINY_GPT = [
     "micro_batch=4",
     "log_every=1",
 ]
+
+
+def train_config(*overrides: str) -> TrainConfig:
+    """A training's settings as the command line would make them."""
+    return load_config(TrainConfig, "train", ["output_dir=unused", *overrides])
 
 
 def tiny_overrides(folder: Path, tokenizer: Path, *more: str) -> list[str]:

@@ -29,7 +29,7 @@ TEACHERS = {"dinov2": 87e6, "clip": 86e6, "hog": 0.0, "none": 0.0}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def preflight(cfg: TrainConfig) -> None:
+def dry_run(cfg: TrainConfig) -> None:
     """Print the plan of a run. Raises ConfigError for what cannot work: an uneven batch, more memory than
     the GPU of this machine has, less disk than the checkpoints take."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))

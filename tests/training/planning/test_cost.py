@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from editar.config import GPTConfig, LossConfig, TrainConfig
-from editar.errors import ConfigError
+from editar.config import GPTConfig, LossConfig
 from editar.models.gpt import GPT
-from editar.runtime.entry import load_config
 from editar.training.losses import Objective
 from editar.training.planning.cost import block_bytes, checkpoint_bytes, memory, parameters, training_flops
-from editar.training.planning.dry_run import preflight
-from tests.helpers.tiny import run_module, tiny_overrides
+from tests.helpers.tiny import train_config
 
 SMALL = GPTConfig(
     dim=128, n_layer=3, n_head=4, grid=8, text_tokens=8, text_dim=32, null_text_rows=8, vocab_size=96, teacher_dim=None
 )
-
-
-def xl(*more: str) -> TrainConfig:
-    return load_config(TrainConfig, "train", ["experiment=editar_xl", "output_dir=nowhere", *more])
 
 
 def test_flops_are_what_torch_counts() -> None:
@@ -64,43 +56,17 @@ def test_a_block_keeps_what_the_formula_says(drop: float) -> None:
 
 
 def test_the_papers_model() -> None:
-    cfg = xl()
+    cfg = train_config("experiment=editar_xl")
     assert parameters(replace(cfg.gpt, teacher_dim=None)) == 777_678_080
     assert training_flops(cfg.gpt) == pytest.approx(11e12, rel=0.02)  # per sample
     assert checkpoint_bytes(cfg) == 12 * parameters(cfg.gpt)
 
 
 def test_what_makes_memory_smaller() -> None:
-    whole = memory(xl(), 8, 8)
+    whole = memory(train_config("experiment=editar_xl"), 8, 8)
     assert whole.total == pytest.approx(61e9, rel=0.05)
-    checkpointed = memory(xl("activation_checkpointing=true"), 8, 8)
+    checkpointed = memory(train_config("experiment=editar_xl", "activation_checkpointing=true"), 8, 8)
     assert checkpointed.activations < 0.15 * whole.activations
-    sharded = memory(xl("parallel=fsdp"), 8, 8)
+    sharded = memory(train_config("experiment=editar_xl", "parallel=fsdp"), 8, 8)
     assert sharded.moments == whole.moments / 8
-    assert memory(xl(), 8, 1).activations == whole.activations / 8
-
-
-def test_dry_run_prints_the_plan_and_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preflight(xl(f"output_dir={tmp_path / 'run'}"))
-    text = capsys.readouterr().out
-    assert "777,678,080 parameters" in text
-    assert "64 samples = 1 processes x 8 at once x 8 times" in text
-    assert "pipe 25.0 %" in text
-    assert not (tmp_path / "run").exists()
-
-
-def test_dry_run_as_a_command(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    done = run_module("editar.train", *tiny_overrides(tmp_path / "run", tiny_tokenizer, "dry_run=true"))
-    assert done.returncode == 0, done.stderr
-    assert "nano: 100.0 % of the draws, 24 rows" in done.stdout
-    assert not (tmp_path / "run").exists()
-
-
-def test_impossible_plans_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"GB free, the checkpoints need .* GB \(9\.4 GB each\)"):
-        preflight(xl(f"output_dir={tmp_path}", "keep_checkpoints=1000000", "steps=1000000", "save_every=1"))
-    monkeypatch.setenv("WORLD_SIZE", "7")
-    with pytest.raises(ConfigError, match="global_batch=64 is not divisible by 7 processes"):
-        preflight(xl(f"output_dir={tmp_path}"))
-    with pytest.raises(ConfigError, match=r"optim\.name=muon needs whole matrices"):
-        xl("optim.name=muon", "parallel=fsdp")
+    assert memory(train_config("experiment=editar_xl"), 8, 1).activations == whole.activations / 8
