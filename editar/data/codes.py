@@ -24,8 +24,9 @@ from PIL import Image
 
 from editar.config import SourceConfig
 from editar.data.sample import BadRow, Texts
-from editar.errors import DataError
+from editar.errors import DataError, one_line
 from editar.images import encode_image
+from editar.runtime.files import parse_json
 
 FORMAT = 1
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
@@ -69,7 +70,7 @@ class CacheManifest:
             if getattr(found, key) != value:
                 raise DataError(
                     f"{folder} was cached with {key} {getattr(found, key)!r}, this run needs {value!r}; "
-                    "give another data.cache or make it anew with scripts/cache_codes.py"
+                    "give another data.cache, or remove that folder and make the cache anew"
                 )
         return found
 
@@ -77,7 +78,12 @@ class CacheManifest:
 def stored_manifest(cache: str | None, name: str) -> CacheManifest | None:
     """What the cache of source `name` says about itself, None if there is none."""
     path = Path(cache or "") / name / "manifest.json"
-    return CacheManifest(**json.loads(path.read_text())) if cache and path.is_file() else None
+    if not cache or not path.is_file():
+        return None
+    try:
+        return CacheManifest(**parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({one_line(error)}); remove {path.parent} and make the cache anew") from None
 
 
 def texts_key(cfg: SourceConfig) -> str:

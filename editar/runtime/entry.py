@@ -55,8 +55,10 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
 def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
-    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold."""
+    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold, and for a value without a key."""
     key, given, text = override.partition("=")
+    if given and not key.strip("+~"):
+        raise ConfigError(f"{override}: a setting is KEY=VALUE")
     if not given or not is_text(cls, key.lstrip("+")) or text == "null":
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them

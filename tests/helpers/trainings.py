@@ -47,6 +47,50 @@ def start(overrides: list[str], log: Path, file_limit: int | None = None) -> Any
     return child
 
 
+def ranked_entry(overrides: list[str], log: str) -> None:
+    """`entry` as a worker of torchrun's agent, which sets its environment; notes its process id in `log`.starts."""
+    with open(f"{log}.starts", "a") as file:
+        file.write(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {os.environ['RANK']} {os.getpid()}\n")
+    try:
+        entry(overrides, log, None)
+    except SystemExit as left:  # the agent takes an exception of a function as a failure, whatever its code
+        if left.code:
+            raise
+
+
+def agent(overrides: list[str], log: str, processes: int, restarts: int) -> None:
+    """torchrun's agent, whose workers are forked like those of `start` instead of importing everything again."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="forkserver",
+    )
+    elastic_launch(config, ranked_entry)(overrides, log)
+
+
+def launch(overrides: list[str], log: Path, processes: int, restarts: int) -> Any:
+    """Running `torchrun --nproc-per-node=PROCESSES --max-restarts=RESTARTS -m editar.train`, as `start` gives it."""
+    child = SERVER.Process(target=agent, args=(overrides, str(log), processes, restarts))
+    child.start()
+    return child
+
+
+def workers(log: Path) -> dict[int, list[int]]:
+    """Process ids of all ranks by attempt, for the attempts of `launch` with that log that have begun."""
+    path, found = log.with_name(f"{log.name}.starts"), dict[int, list[int]]()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        attempt, _, process = map(int, line.split())
+        found.setdefault(attempt, []).append(process)
+    return found
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Complete rows of a run's metrics.jsonl, without what depends on the clock or the machine."""
     path = folder / "metrics.jsonl"
