@@ -21,8 +21,6 @@ from editar.runtime.files import atomic
 
 MAX_ASPECT = 64  # the short side is scaled to the model's size, so the long one becomes up to 64 times that
 BAND_PIXELS = 1 << 20  # computed in float64 at once, so that large pictures take little more than their own size
-    1 << 20
-)  # what is computed in float64 at once, so that large pictures take little more than their own size
 
 # MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
