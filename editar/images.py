@@ -42,6 +42,8 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.format == "EPS":  # Pillow would have Ghostscript run it
+                    raise ImageError(f"{name}: EPS files are programs, and are not run; convert it to PNG")
                 width, height = image.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageTooLarge(

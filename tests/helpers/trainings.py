@@ -18,7 +18,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"])
+SERVER.set_forkserver_preload(
+    ["editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"]
+    + ["torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.registry"]
+)
 
 
 def entry(overrides: list[str], log: str, file_limit: int | None) -> None:
