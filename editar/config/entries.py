@@ -222,6 +222,7 @@ class EvalConfig:
             return {self.method: f"{self.output_dir}/images"}
         if isinstance(self.results, str):
             return {self.method: self.results}
-        if isinstance(self.results, dict) and all(isinstance(value, str) for value in self.results.values()):
+        texts = isinstance(self.results, dict) and [isinstance(value, str) for value in self.results.values()]
+        if texts and all(texts):
             return {str(name): value for name, value in self.results.items()}
         raise ConfigError(f"results={self.results} must be a path or {{name: path, ...}}")

@@ -91,6 +91,10 @@ def texts_key(cfg: SourceConfig) -> str:
     return json.dumps([cfg.kind, cfg.prompt, cfg.wording, cfg.empty, cfg.removal, cfg.condition])
 
 
+def unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not readable ({one_line(error)}); remove it and run scripts/cache_codes.py")
+
+
 def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"codes-{shard:05d}.parquet"
 
@@ -138,18 +142,29 @@ class CodesCache:
 
     def _row(self, shard: int, place: int) -> dict[str, Any]:
         if shard not in self._open:
-            path = shard_path(self.folder, shard)
-            try:
-                self._open[shard] = pq.read_table(path) if self.in_memory else pq.ParquetFile(path, memory_map=True)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: not readable ({error}); remove it and run scripts/cache_codes.py") from None
+            self._open[shard] = self._open_shard(shard)
             if len(self._open) > OPEN_SHARDS and not self.in_memory:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
         table = self._open[shard]
         if not self.in_memory:
-            table, place = table.read_row_group(place // GROUP_ROWS, use_threads=False), place % GROUP_ROWS
+            try:
+                table, place = table.read_row_group(place // GROUP_ROWS, use_threads=False), place % GROUP_ROWS
+            except (OSError, pa.ArrowException) as error:
+                raise unreadable(shard_path(self.folder, shard), error) from None
         return {name: table.column(name)[place].as_py() for name in SCHEMA.names}
+
+    def _open_shard(self, shard: int) -> Any:
+        """The table of a small cache, the open file of a large one. Raises DataError unless it is whole."""
+        path = shard_path(self.folder, shard)
+        try:
+            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            rows, names = file.metadata.num_rows, file.schema_arrow.names
+            if rows != (wanted := min(SHARD_ROWS, len(self) - shard * SHARD_ROWS)) or names != SCHEMA.names:
+                raise ValueError(f"{rows} rows of {', '.join(names)} instead of {wanted} of {', '.join(SCHEMA.names)}")
+            return file.read() if self.in_memory else file
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
 
     def decode(self, row: dict[str, Any]) -> Encoded:
         if row["bad"] is not None:
@@ -160,6 +175,11 @@ class CodesCache:
             features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
         source, target = (np.frombuffer(row[key], np.uint16) for key in ("source", "target"))
+        if not len(source) == len(target) == self.manifest.grid**2:
+            raise DataError(
+                f"{self.folder}: {row['id']} has {len(source)} and {len(target)} codes instead of "
+                f"{self.manifest.grid**2}; remove that folder and make the cache anew"
+            )
         pictures = (row["source_picture"], row["target_picture"])
         return Encoded(row["id"], row["task"], source, target, texts, *pictures, features)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -132,6 +133,8 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130; of any
     other error a line and exit code 1 remain, and the traceback in a file."""
     told = Told()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8, and is printed as it is
     try:
         yield told
     except Stopped as stopped:

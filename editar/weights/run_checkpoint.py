@@ -131,12 +131,15 @@ def read_step(path: Path) -> int:
 
 
 def damage(path: Path, part: slice = slice(None)) -> str | None:
-    """What is wrong with the files of a checkpoint, None if nothing is; looks at `part` of them. Older checkpoints
-    hold no checksums."""
+    """What is wrong with the files of a checkpoint, None if nothing is; looks at `part` of them and at the step.
+    Older checkpoints hold no checksums."""
     try:
-        sums = dict(_read_state(path).get("sha256", {}))
+        state = _read_state(path)
+        if state["step"] != step_of(path):
+            return f"state.json speaks of step {state['step']}"
+        sums = dict(state.get("sha256", {}))
         changed = [name for name in sorted(sums)[part] if checksum(path / name) != sums[name]]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         return one_line(error)
     return f"{changed[0]} is not as it was written" if changed else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from editar import images
 from editar.config import EditConfig, TrainConfig
-from editar.data.codes import stored_manifest
+from editar.data import codes
+from editar.data.codes import CodesCache, shard_path, stored_manifest
 from editar.data.folder import FolderTable
 from editar.data.prepare.prepare import prepare
 from editar.data.prepare.request import Request
@@ -45,7 +49,6 @@ BROKEN_YAML = {
     "number": b"3",
     "list": b"- 1\n- 2\n",
     "half": b"gpt: {dim: 3",
-    "cut in a key": b"gpt:\n  dim",
     "no mapping of its own": b"a: [1, 2\nb: }",
     "code": b"!!python/object/apply:os.system ['true']",
     "key twice": b"seed: 0\nseed: 3\n",
@@ -276,3 +279,52 @@ def test_exchanged_weights_are_told_apart(run: Path) -> None:
     tokenizer.write_bytes(first)
     with pytest.raises(CheckpointError, match="a VQ tokenizer, where a GPT is wanted"):
         EditPipeline.from_pretrained(run, torch.device("cpu"))
+
+
+def damaged_cache(run: Path, harm: Callable[[Path], Any]) -> CodesCache:
+    """The run's cache of codes after `harm` to its only shard."""
+    manifest = stored_manifest(str(run / "codes"), "nano")
+    assert manifest is not None
+    harm(shard_path(run / "codes/nano", 0))
+    return CodesCache(run / "codes/nano", manifest, 0.0)
+
+
+def test_every_damage_to_cached_codes_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shard_path(run / "codes/nano", 0)
+    whole, table, rng = path.read_bytes(), pq.read_table(path), random.Random(0)
+    rows = table.to_pylist()
+
+    def rewrite(changed: pa.Table) -> Callable[[Path], Any]:
+        return lambda file: pq.write_table(changed, file)
+
+    def flip(position: int) -> Callable[[Path], Any]:
+        return lambda file: file.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+
+    long = pa.Table.from_pylist([row | {"target": row["target"] + b"\0\0"} for row in rows], schema=table.schema)
+    harms = {
+        "empty": lambda file: file.write_bytes(b""),
+        "half": lambda file: file.write_bytes(whole[: len(whole) // 2]),
+        "few rows": rewrite(table.slice(0, 5)),
+        "no target": rewrite(table.drop_columns(["target"])),
+        "long codes": rewrite(long),
+        # Where the codes and pictures lie, whose sums parquet keeps; headers have none.
+        **{f"bit at {position}": flip(position) for position in data_positions(path, rng, 20)},
+    }
+    for in_memory in (1 << 29, 0):
+        monkeypatch.setattr(codes, "IN_MEMORY", in_memory)
+        for harm in harms.values():
+            cache = damaged_cache(run, harm)
+            with pytest.raises(DataError, match=r"not readable \(|codes instead of") as error:
+                [cache[row] for row in range(len(cache))]
+            one_line(error, str(run / "codes/nano"))
+            path.write_bytes(whole)
+    print(f"{2 * len(harms)} damaged caches refused: {', '.join(name for name in harms if 'bit' not in name)}, bits")
+
+
+def data_positions(path: Path, rng: random.Random, count: int) -> list[int]:
+    """Places inside the stored pictures of a shard."""
+    whole, places = path.read_bytes(), []
+    for row in rng.sample(pq.read_table(path).to_pylist(), count):
+        start = whole.index(row["target_picture"])
+        places.append(start + rng.randrange(len(row["target_picture"])))
+    return places
