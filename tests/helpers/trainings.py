@@ -19,8 +19,10 @@ from torch.distributed.checkpoint import FileSystemReader
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"]
-    + ["torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.registry"]
+    [
+        *("editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"),
+        *("torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.registry"),
+    ]
 )
 
 
