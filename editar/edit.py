@@ -19,8 +19,8 @@ from editar.sampling.stats import copy_bandwidth
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the edited picture(s) and, beside them, source and edits in one row. Returns the files."""
     output = Path(cfg.output)
-    if output.is_dir():
-        raise ConfigError(f"output={output} is a folder; give the name of a picture, like {output / 'edit.png'}")
+    if output.is_dir() or cfg.output.endswith("/"):
+        raise ConfigError(f"output={cfg.output} is a folder; give the name of a picture, like {output / 'edit.png'}")
     stem, suffix = output.stem, output.suffix or ".png"
     names = [output.with_name(stem + (f"_{i}" if cfg.num_samples > 1 else "") + suffix) for i in range(cfg.num_samples)]
     comparison = output.with_name(f"{stem}_side_by_side{suffix}")

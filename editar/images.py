@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from editar.errors import ImageError, ImageTooLarge
 from editar.runtime.files import atomic
 
 MAX_ASPECT = 64  # the short side is scaled to the model's size, so the long one becomes up to 64 times that
+BAND_PIXELS = 1 << 20  # computed in float64 at once, so that large pictures take little more than their own size
 
 # MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
@@ -40,36 +42,63 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.format == "EPS":  # Pillow would have Ghostscript run it
+                    raise ImageError(f"{name}: EPS files are programs, and are not run; convert it to PNG")
                 width, height = image.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageTooLarge(
                         f"{name}: {width}x{height} has one side more than {MAX_ASPECT} times the other; crop it"
                     )
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{name}: too many pixels ({error}); make it smaller") from None
     except Exception as error:  # decoders raise nearly anything at damaged files: struct.error, EOFError, KeyError
         raise ImageError(f"{name}: not a readable image ({error})") from None
-    return to_rgb(upright)
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode to 8-bit RGB; transparency is blended over white, 16-bit is scaled to 8, NaN is black."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        values[np.isnan(values)] = 0
-        brightest = values.max(initial=0, where=np.isfinite(values))
-        if image.mode != "F" and brightest > 255:
-            values = values / 257.0
-        elif image.mode == "F" and brightest <= 1:
-            values = values * 255.0
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+        brightest = max(_brightest(band) for band in _bands(image))
+        divisor = 257.0 if image.mode != "F" and brightest > 255 else 1.0
+        factor = 255.0 if image.mode == "F" and brightest <= 1 else 1.0
+        return _in_bands(image, "L", lambda band: _to_grey(band, divisor, factor)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return Image.fromarray(flatten_alpha(image))
+        return _in_bands(image, "RGB", flatten_alpha)
     return image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture cut into strips of its full width, from the top, of about BAND_PIXELS each."""
+    width, height = image.size
+    rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield image.crop((0, top, width, min(top + rows, height)))
+
+
+def _in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], np.ndarray]) -> Image.Image:
+    """A picture of `mode` whose bands are `convert`(band), uint8."""
+    made, top = Image.new(mode, image.size), 0
+    for band in _bands(image):
+        made.paste(Image.fromarray(convert(band)), (0, top))
+        top += band.size[1]
+    return made
+
+
+def _brightest(image: Image.Image) -> float:
+    """The largest finite value, at least 0."""
+    values = np.asarray(image)
+    return float(values.max(initial=0, where=np.isfinite(values)))
+
+
+def _to_grey(image: Image.Image, divisor: float, factor: float) -> np.ndarray:
+    values = np.asarray(image).astype(np.float64)
+    values[np.isnan(values)] = 0
+    return np.clip(values / divisor * factor, 0, 255).astype(np.uint8)
 
 
 def flatten_alpha(image: Image.Image) -> np.ndarray:

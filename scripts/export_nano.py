@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from editar.config.fields import LARGEST
 from editar.errors import ConfigError
 from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
 from editar.runtime.entry import script
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out samples")
     args = parser.parse_args(argv)
+    if args.count < 1 or not 0 <= args.seed <= LARGEST:
+        raise ConfigError(f"--count {args.count} must be at least 1, --seed {args.seed} between 0 and {LARGEST}")
     if args.folder.exists() and any(args.folder.iterdir()):
         raise ConfigError(f"{args.folder} is in use; choose another folder or remove it")
     if args.benchmark == "pie_bench":

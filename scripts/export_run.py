@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from editar.errors import ConfigError
 from editar.runtime.entry import script
-from editar.runtime.files import load_weights, save_weights, write_text
+from editar.runtime.files import load_weights, read_starts, save_weights, write_text
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.
@@ -19,6 +20,9 @@ DROP_TO_ZERO = "quantize.codebook_used"
 
 
 def export(run: Path, out: Path) -> None:
+    starts = read_starts(run)
+    if out.exists() and out.samefile(run):
+        raise ConfigError(f"{out} is the run itself; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
         state = load_weights(run / name)
@@ -29,7 +33,6 @@ def export(run: Path, out: Path) -> None:
             save_weights(half, out / name, file.metadata())
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copyfile(run / name, out / name)
-    starts = json.loads((run / "provenance.json").read_text())
     for start in starts:
         start.pop("host", None)
     write_text(out / "provenance.json", json.dumps(starts, indent=1) + "\n")

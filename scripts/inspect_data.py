@@ -46,17 +46,29 @@ def main() -> None:
         print(f"{name:16} {len(source):>9} rows  {100 * realised:6.2f} % of {SHARE_DRAWS} draws")
     if options.source is None:
         stream = TrainStream(readers, mixture, cfg.seed)
-        items = [item for _, item in stream.__getitems__(list(range(options.draws)))]
+        items = [item for _, item in stream.__getitems__(list(range(max(0, options.draws))))]
     elif options.source not in sources:
         raise ConfigError(f"--source {options.source}: not one of {', '.join(sources)}")
     else:
-        first, end = (int(part) for part in options.rows.split(":"))
-        items = list(readable(readers[list(sources).index(options.source)], range(first, end)))
+        source = sources[options.source]
+        rows = range(len(source) + source.heldout)[parse_slice(options.rows)]
+        items = list(readable(readers[list(sources).index(options.source)], rows))
+    if not items:
+        raise ConfigError("nothing to show: give --draws 1 or more, or --rows FIRST:END that the source has")
     for item in items:
         for row, reason in item.replaced:
             say(f"bad row {row}: {reason}")
     save_image(contact_sheet([sheet_row(item) for item in items]), options.out)
     print(f"{len(items)} examples: {options.out}")
+
+
+def parse_slice(text: str) -> slice:
+    """FIRST:END -> slice. Raises ConfigError."""
+    try:
+        first, end = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--rows {text}: give FIRST:END, for example 0:24") from None
+    return slice(max(0, first), max(0, end))
 
 
 def readable(reader: Reader, rows: range) -> list[Item]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from editar.config.baseline import BaselineConfig
-from editar.config.compose import explain, literal, override, to_dataclass, to_yaml
+from editar.config.compose import explain, from_yaml, literal, override, read_yaml, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
 from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from editar.config.fields import check_fields
-from editar.errors import ConfigError
+from editar.errors import ConfigError, one_line
 
 T = TypeVar("T")
 
@@ -29,6 +30,28 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     check_fields(result)
     result.resolve()
     return result
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """The mapping in a YAML file, not resolved. Raises ConfigError, one line that names the file, for anything else."""
+    try:
+        found = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # yaml's and OmegaConf's own, no UTF-8, nesting without end
+        raise ConfigError(f"{path}: damaged ({one_line(error)}); copy it anew or give another folder") from None
+    if not isinstance(found, DictConfig):
+        raise ConfigError(f"{path}: damaged (no mapping of settings); copy it anew or give another folder")
+    return found
+
+
+def from_yaml(cls: type[T], path: str | Path) -> T:
+    """The config that a file of `to_yaml` holds. Raises ConfigError that names the file."""
+    found = read_yaml(path)
+    try:
+        return to_dataclass(cls, found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:

@@ -84,6 +84,10 @@ class TrainConfig:
     def _fill_gpt(self) -> None:
         """What the GPT takes from the other sections. Raises ConfigError for a gpt.* that contradicts them."""
         has_teacher = self.teacher.name != "none"
+        if has_teacher and self.image_size < 2 * self.tokenizer.downsample:
+            raise ConfigError(
+                f"image_size={self.image_size} makes a single code, a teacher needs at least 2x2; set teacher=none"
+            )
         owners: dict[str, tuple[str, Any]] = {
             "vocab_size": ("tokenizer.codebook_size", self.tokenizer.codebook_size),
             "grid": ("image_size and the tokenizer's downsampling", self.image_size // self.tokenizer.downsample),
@@ -218,6 +222,7 @@ class EvalConfig:
             return {self.method: f"{self.output_dir}/images"}
         if isinstance(self.results, str):
             return {self.method: self.results}
-        if isinstance(self.results, dict) and all(isinstance(value, str) for value in self.results.values()):
+        texts = isinstance(self.results, dict) and [isinstance(value, str) for value in self.results.values()]
+        if texts and all(texts):
             return {str(name): value for name, value in self.results.items()}
         raise ConfigError(f"results={self.results} must be a path or {{name: path, ...}}")

@@ -24,8 +24,9 @@ from PIL import Image
 
 from editar.config import SourceConfig
 from editar.data.sample import BadRow, Texts
-from editar.errors import DataError
+from editar.errors import DataError, one_line
 from editar.images import encode_image
+from editar.runtime.files import parse_json
 
 FORMAT = 1
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
@@ -69,7 +70,7 @@ class CacheManifest:
             if getattr(found, key) != value:
                 raise DataError(
                     f"{folder} was cached with {key} {getattr(found, key)!r}, this run needs {value!r}; "
-                    "give another data.cache or make it anew with scripts/cache_codes.py"
+                    "give another data.cache, or remove that folder and make the cache anew"
                 )
         return found
 
@@ -77,12 +78,21 @@ class CacheManifest:
 def stored_manifest(cache: str | None, name: str) -> CacheManifest | None:
     """What the cache of source `name` says about itself, None if there is none."""
     path = Path(cache or "") / name / "manifest.json"
-    return CacheManifest(**json.loads(path.read_text())) if cache and path.is_file() else None
+    if not cache or not path.is_file():
+        return None
+    try:
+        return CacheManifest(**parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({one_line(error)}); remove {path.parent} and make the cache anew") from None
 
 
 def texts_key(cfg: SourceConfig) -> str:
     """The settings that decide a row's pictures and texts (the chance of reversal does not)."""
     return json.dumps([cfg.kind, cfg.prompt, cfg.wording, cfg.empty, cfg.removal, cfg.condition])
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not readable ({one_line(error)}); remove it and run scripts/cache_codes.py")
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -132,18 +142,29 @@ class CodesCache:
 
     def _row(self, shard: int, place: int) -> dict[str, Any]:
         if shard not in self._open:
-            path = shard_path(self.folder, shard)
-            try:
-                self._open[shard] = pq.read_table(path) if self.in_memory else pq.ParquetFile(path, memory_map=True)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: not readable ({error}); remove it and run scripts/cache_codes.py") from None
+            self._open[shard] = self._open_shard(shard)
             if len(self._open) > OPEN_SHARDS and not self.in_memory:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
         table = self._open[shard]
         if not self.in_memory:
-            table, place = table.read_row_group(place // GROUP_ROWS, use_threads=False), place % GROUP_ROWS
+            try:
+                table, place = table.read_row_group(place // GROUP_ROWS, use_threads=False), place % GROUP_ROWS
+            except (OSError, pa.ArrowException) as error:
+                raise unreadable(shard_path(self.folder, shard), error) from None
         return {name: table.column(name)[place].as_py() for name in SCHEMA.names}
+
+    def _open_shard(self, shard: int) -> Any:
+        """The table of a small cache, the open file of a large one. Raises DataError unless it is whole."""
+        path = shard_path(self.folder, shard)
+        try:
+            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            rows, names = file.metadata.num_rows, file.schema_arrow.names
+            if rows != (wanted := min(SHARD_ROWS, len(self) - shard * SHARD_ROWS)) or names != SCHEMA.names:
+                raise ValueError(f"{rows} rows of {', '.join(names)} instead of {wanted} of {', '.join(SCHEMA.names)}")
+            return file.read() if self.in_memory else file
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
 
     def decode(self, row: dict[str, Any]) -> Encoded:
         if row["bad"] is not None:
@@ -154,6 +175,11 @@ class CodesCache:
             features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
         source, target = (np.frombuffer(row[key], np.uint16) for key in ("source", "target"))
+        if not len(source) == len(target) == self.manifest.grid**2:
+            raise DataError(
+                f"{self.folder}: {row['id']} has {len(source)} and {len(target)} codes instead of "
+                f"{self.manifest.grid**2}; remove that folder and make the cache anew"
+            )
         pictures = (row["source_picture"], row["target_picture"])
         return Encoded(row["id"], row["task"], source, target, texts, *pictures, features)
 

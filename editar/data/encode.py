@@ -138,4 +138,5 @@ def encode(rows: list[dict[str, Any]], tokenizer: VQModel, teacher: Teacher | No
 def write_shard(records: list[dict[str, Any]], path: Path) -> None:
     table = pa.Table.from_pylist(records, schema=SCHEMA)
     with atomic(path) as partial:
-        pq.write_table(table, partial, row_group_size=codes.GROUP_ROWS, compression="none", use_dictionary=False)
+        options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+        pq.write_table(table, partial, row_group_size=codes.GROUP_ROWS, **options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 from bisect import bisect_right
@@ -25,6 +24,7 @@ from PIL import Image
 
 from editar.data.shards import Shard, open_shard, row_of
 from editar.errors import DataError, one_line
+from editar.runtime.files import parse_json
 from editar.runtime.log import say
 
 MANIFEST = "manifest.json"
@@ -182,7 +182,7 @@ def listed_table(
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         found = manifest["format"]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{folder / MANIFEST}: not a manifest of scripts/prepare_data.py") from None
@@ -194,7 +194,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _saved_files(folder: Path) -> list[Path]:
     """The arrow files of a `save_to_disk` folder. Its features are not read: they differ by version."""
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = parse_json((folder / "state.json").read_bytes())
         files = [folder / entry["filename"] for entry in state["_data_files"]]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{folder / 'state.json'}: not written by `datasets` save_to_disk; save it again") from None

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editar.errors import ConfigError, one_line
+from editar.errors import BenchmarkError, ConfigError, one_line
 from editar.generation.editors import Editor
 from editar.generation.manifest import MANIFEST, ResultManifest, cut_short, read_result_manifest, save_stamped
 from editar.images import resize_and_crop
 from editar.runtime.distributed import Ranks
-from editar.runtime.files import write_json
+from editar.runtime.files import parse_json, write_json
 from editar.runtime.log import say
 
 COST = "generation.json"
@@ -89,7 +89,10 @@ def note_cost(folder: Path, costs: list[dict[str, float]], ranks: Ranks) -> None
 
 def read_cost(folder: Path) -> list[dict[str, float]]:
     """What `note_cost` wrote: a record for every process of every start; [] if nothing is known."""
-    return json.loads((folder / COST).read_text()) if (folder / COST).is_file() else []
+    try:
+        return parse_json((folder / COST).read_bytes()) if (folder / COST).is_file() else []
+    except ValueError as error:
+        raise BenchmarkError(f"{folder / COST}: damaged ({one_line(error)}); remove it") from None
 
 
 def to_size(picture: np.ndarray, size: int) -> np.ndarray:
@@ -106,8 +109,10 @@ def claim(folder: Path, wanted: dict[str, object]) -> None:
     file, wanted = folder / MANIFEST, json.loads(json.dumps(wanted))
     if file.is_file():
         try:
-            found = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
+            found = parse_json(file.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError("no mapping")
+        except ValueError as error:
             pictures = (folder / "images").rglob("*.png")
             ResultManifest(file, wanted).check(path for path in pictures if not cut_short(path))
             say(f"{file}: damaged ({one_line(error)}); written anew, as the pictures are of these settings")

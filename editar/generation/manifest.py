@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from editar.errors import BenchmarkError
 from editar.images import load_image, save_image
+from editar.runtime.files import parse_json
 
 MANIFEST = "manifest.json"
 CHUNK = "editar manifest sha256"
@@ -65,7 +66,7 @@ def read_result_manifest(source: Path) -> ResultManifest | None:
     if file is None:
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except ValueError as error:
         raise BenchmarkError(
             f"{file}: not readable JSON ({error}); stage=generate with the same settings writes it anew"

@@ -7,12 +7,12 @@ FILE.json                    {"id": "path of the picture", ...}, paths relative 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from editar.errors import BenchmarkError
 from editar.generation.manifest import MANIFEST, ResultManifest, read_result_manifest
+from editar.runtime.files import parse_json
 
 SUBFOLDERS = ("annotation_images", "images")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
@@ -99,8 +99,8 @@ def check_once(file: Path, map: dict[str, Path]) -> None:
 
 def _read_map(file: Path) -> dict[str, str]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = parse_json(file.read_bytes())
+    except ValueError as error:
         raise BenchmarkError(f"{file}: neither a folder nor readable JSON ({error})") from None
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise BenchmarkError(f'{file}: must map ids to paths, {{"000000000000": "outputs/0.png", ...}}')

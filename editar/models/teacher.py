@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from editar.config import TeacherConfig
+from editar.errors import ConfigError
 from editar.images import to_uint8
 from editar.runtime.device import pick_dtype
 from editar.runtime.hub import from_pretrained
@@ -66,6 +67,8 @@ class HogTeacher:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         pictures = to_uint8(images)
+        if pictures.shape[1] % self.grid:
+            raise ConfigError(f"teacher.grid={self.grid} does not divide the picture's {pictures.shape[1]} pixels")
         return torch.from_numpy(np.stack([self._one(picture) for picture in pictures])).to(images.device)
 
     def _one(self, picture: np.ndarray) -> np.ndarray:

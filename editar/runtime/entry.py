@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -55,8 +56,10 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
 def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
-    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold."""
+    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold, and for a value without a key."""
     key, given, text = override.partition("=")
+    if given and not key.strip("+~"):
+        raise ConfigError(f"{override}: a setting is KEY=VALUE")
     if not given or not is_text(cls, key.lstrip("+")) or text == "null":
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them
@@ -130,6 +133,8 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130; of any
     other error a line and exit code 1 remain, and the traceback in a file."""
     told = Told()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8, and is printed as it is
     try:
         yield told
     except Stopped as stopped:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from editar.config import to_yaml
+from editar.config import read_yaml, to_yaml
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
 
 
@@ -48,6 +48,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     with atomic(path) as partial:
         partial.write_text(text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that somebody else wrote. Raises ValueError for whatever is not readable JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("not readable JSON: nested without end") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -117,6 +125,11 @@ def check_state(
     found = [*problems, *(f"missing {key}" for key in own if key not in state and key not in accepted)]
     found += [f"unexpected {key}" for key in state if key not in own and key not in accepted]
     found += [
+        f"{key} holds {state[key].dtype}, the config needs {value.dtype}"
+        for key, value in own.items()
+        if key in state and state[key].is_floating_point() != value.is_floating_point()
+    ]
+    found += [
         f"{key} is {tuple(state[key].shape)}, the config needs {tuple(value.shape)}"
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
@@ -151,10 +164,7 @@ def check_run_folder(folder: Path, cfg: Any) -> None:
     path = folder / "config.yaml"
     if not path.is_file():
         return
-    try:
-        old, new = (_flat(OmegaConf.create(text)) for text in (path.read_text(), to_yaml(cfg)))
-    except Exception as error:  # yaml's and OmegaConf's own, or not text at all
-        raise ConfigError(f"{path}: damaged ({one_line(error)}); restore it or choose another output_dir") from None
+    old, new = _flat(read_yaml(path)), _flat(OmegaConf.create(to_yaml(cfg)))
     free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
     changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
     if changed:
@@ -168,13 +178,23 @@ def write_run_folder(folder: Path, cfg: Any) -> None:
     """Write config.yaml and add this start to provenance.json. Called when all that can be checked is checked, so
     that a failed start leaves nothing that the corrected one would contradict."""
     path = folder / "provenance.json"
-    try:
-        starts = json.loads(path.read_text()) if path.is_file() else []
-        starts = [*starts, provenance()]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({one_line(error)}); remove it") from None
+    starts = [*read_starts(folder), provenance()]
     write_text(folder / "config.yaml", to_yaml(cfg))
     write_json(path, starts)
+
+
+def read_starts(folder: Path) -> list[dict[str, str]]:
+    """The entries of provenance.json, none where there is no such file. Raises ConfigError for a damaged one."""
+    path = folder / "provenance.json"
+    if not path.exists():
+        return []
+    try:
+        starts = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({one_line(error)}); remove it") from None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ConfigError(f"{path}: damaged (not a list of starts); remove it")
+    return starts
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -189,13 +209,13 @@ def provenance() -> dict[str, str]:
     """Command, commit, versions and host of this process."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+        found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False).stdout
     except OSError:  # no git on this machine
-        commit = ""
+        found = b""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.strip() or "unknown",
+        "commit": found.decode(errors="replace").strip() or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "host": platform.node(),

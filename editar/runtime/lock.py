@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from editar.errors import ConfigError
+from editar.runtime.files import parse_json
 
 NAME = "running.lock"
 
@@ -65,7 +66,7 @@ def _owner(file: IO[str]) -> dict[str, Any]:
     """What the file says; {} where it is empty or was cut."""
     file.seek(0)
     try:
-        found = json.load(file)
+        found = parse_json(file.read())
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from editar.config import WandbConfig
-from editar.runtime.files import write_text
+from editar.runtime.files import parse_json, write_text
 
 
 def say(text: str) -> None:
@@ -79,7 +79,7 @@ class MetricLogger:
         for line in self.path.read_bytes().splitlines():
             try:
                 text = line.decode()
-                row = json.loads(text)
+                row = parse_json(text)
             except ValueError:
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from editar.config import SamplingConfig, TrainConfig, override, to_dataclass
+from editar.config import SamplingConfig, TrainConfig, from_yaml, override
 from editar.errors import CheckpointError, ConfigError
 from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
 from editar.models.gpt import GPT
@@ -61,7 +60,7 @@ class EditPipeline:
         for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: {name} not found; give the folder that editar.train wrote")
-        cfg = to_dataclass(TrainConfig, OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+        cfg = from_yaml(TrainConfig, folder / "config.yaml")
         cfg.sampling = override(cfg.sampling, sampling or {}, "sampling")
         place = pick_device(device) if isinstance(device, str) else device
         gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)

@@ -9,7 +9,6 @@ here, an infinite one "inf".
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from editar.errors import BenchmarkError
-from editar.runtime.files import provenance, write_json
+from editar.runtime.files import parse_json, provenance, write_json
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables
 from editar.tables.statistics import Comparison, Mean, compare, means, means_by
@@ -188,7 +187,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     try:
-        raw = json.loads(file.read_text())
+        raw = parse_json(file.read_bytes())
         columns, methods = [Column(**column) for column in raw["columns"]], []
         names = {column.name for column in columns}
         for name, entry in raw["methods"].items():

@@ -26,6 +26,7 @@ class Encoders:
 
     @classmethod
     def build(cls, cfg: TrainConfig, device: torch.device) -> Encoders:
+        """Raises ConfigError, for instance when the teacher's features are not what the config says."""
         return cls(build_tokenizer(cfg, device), TextEncoder(cfg.text, device), build_teacher_of(cfg, device))
 
     @torch.no_grad()
@@ -50,4 +51,13 @@ def build_tokenizer(cfg: TrainConfig, device: torch.device) -> VQModel:
 
 
 def build_teacher_of(cfg: TrainConfig, device: torch.device) -> Teacher | None:
-    return build_teacher(cfg.teacher, device, cfg.gpt.teacher_grid or cfg.gpt.grid // 2)
+    grid = cfg.gpt.teacher_grid or cfg.gpt.grid // 2
+    teacher = build_teacher(cfg.teacher, device, grid)
+    if teacher is not None:  # tried once, before anything is encoded or trained
+        found = tuple(teacher(torch.zeros(1, 3, cfg.image_size, cfg.image_size, device=device)).shape[1:])
+        if found != (grid * grid, cfg.teacher.dim):
+            raise ConfigError(
+                f"teacher={cfg.teacher.name} gives {found[0]} features of {found[1]} numbers, the config says "
+                f"{grid}x{grid} of {cfg.teacher.dim}; set teacher.grid and teacher.dim"
+            )
+    return teacher

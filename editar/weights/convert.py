@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, to_dataclass, to_yaml
+from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
 from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
@@ -79,7 +79,7 @@ def gpt_config(info: WeightsInfo, overrides: list[str] | None, folder: Path) -> 
     """The configuration that fits these weights: given, beside them, or by official size; else None."""
     beside = info.path.parent / "config.yaml"
     if overrides is None and beside.is_file():
-        return to_dataclass(TrainConfig, OmegaConf.load(beside))  # type: ignore[arg-type]
+        return from_yaml(TrainConfig, beside)
     name = official_name(info.sizes)
     if overrides is None and name is None:
         return None
@@ -157,7 +157,7 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
     folder, path = Path(run_folder), Path(path)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: config.yaml not found; give the folder that editar.train wrote")
-    cfg = to_dataclass(TrainConfig, OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    cfg = from_yaml(TrainConfig, folder / "config.yaml")
     if cfg.rope != RopeConfig(base=cfg.rope.base):
         raise CheckpointError(f"{folder}: trained with rope settings that the official code does not have")
     source, newest = read_source(folder), latest_checkpoint(folder)
@@ -206,7 +206,7 @@ def read_source(folder: Path) -> dict[str, Any]:
     file = folder / "source.json"
     if not file.is_file():
         return {}
-    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+    return OmegaConf.to_container(read_yaml(file))  # type: ignore[return-value]
 
 
 def official_args(cfg: TrainConfig) -> dict[str, Any]:

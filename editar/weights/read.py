@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
-from editar.config import RopeConfig
+from editar.config import RopeConfig, override, read_yaml
 from editar.errors import CheckpointError, one_line
 from editar.runtime.files import load_weights, some
 from editar.weights.fetch import hub_file
@@ -129,10 +129,11 @@ def describe(state: State, info: WeightsInfo) -> None:
         info.sizes = gpt_sizes(state)
         config = info.path.parent / "config.yaml"
         if config.is_file():
-            run = OmegaConf.load(config)
-            info.sizes["n_head"] = OmegaConf.select(run, "gpt.n_head", default=info.sizes["n_head"])
-            rope = OmegaConf.select(run, "rope")
-            info.rope = RopeConfig(**rope) if rope is not None else None
+            run = read_yaml(config)
+            gpt, rope = run.get("gpt"), run.get("rope")
+            if isinstance(gpt, DictConfig):
+                info.sizes["n_head"] = gpt.get("n_head", info.sizes["n_head"])
+            info.rope = override(RopeConfig(), rope, f"{config}: rope") if isinstance(rope, DictConfig) else None
         elif info.kind == "gpt_editar" and info.layout == "model":
             info.rope = RopeConfig()
     elif all(key in state and state[key].dim() >= 2 for key in VQ_MARKERS):

@@ -15,7 +15,6 @@ table through, so a folder from anywhere may be read and resumed.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import pickle
@@ -34,7 +33,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from editar.errors import CheckpointError, one_line
-from editar.runtime.files import checksum, write_json
+from editar.runtime.files import checksum, parse_json, write_json
 
 warnings.filterwarnings("ignore", message=".*assuming the intent is to", category=UserWarning)  # one process: meant
 FAILURES = (Exception, CheckpointException)  # DCP's own, which is a BaseException, wraps what went wrong on any process
@@ -123,23 +122,30 @@ def put_in_place(folder: Path, step: int, processes: int) -> None:
     os.replace(partial, final)
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    return parse_json((path / "state.json").read_bytes())
+
+
 def read_step(path: Path) -> int:
-    return int(json.loads((path / "state.json").read_text())["step"])
+    return int(_read_state(path)["step"])
 
 
 def damage(path: Path, part: slice = slice(None)) -> str | None:
-    """What is wrong with the files of a checkpoint, None if nothing is; looks at `part` of them. Older checkpoints
-    hold no checksums."""
+    """What is wrong with the files of a checkpoint, None if nothing is; looks at `part` of them and at the step.
+    Older checkpoints hold no checksums."""
     try:
-        sums = dict(json.loads((path / "state.json").read_text()).get("sha256", {}))
+        state = _read_state(path)
+        if state["step"] != step_of(path):
+            return f"state.json speaks of step {state['step']}"
+        sums = dict(state.get("sha256", {}))
         changed = [name for name in sorted(sums)[part] if checksum(path / name) != sums[name]]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         return one_line(error)
     return f"{changed[0]} is not as it was written" if changed else None
 
 
 def has_checksums(path: Path) -> bool:
-    return "sha256" in json.loads((path / "state.json").read_text())
+    return "sha256" in _read_state(path)
 
 
 def read_whole(path: Path) -> tuple[int, State]:

@@ -143,6 +143,13 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+def change_step(step: Any) -> Callable[[Path], Any]:
+    def change(file: Path) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"step": step}))
+
+    return change
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "flipped": ("__0_0.distcp", flip),
     "truncated": ("__0_0.distcp", truncate),
@@ -151,6 +158,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "state gone": ("state.json", Path.unlink),
     "state empty": ("state.json", lambda file: file.write_text("")),
     "state a list": ("state.json", lambda file: file.write_text("[]")),
+    "another step": ("state.json", change_step(2)),
+    "step below zero": ("state.json", change_step(-5)),
+    "step a text": ("state.json", change_step("x")),
+    "step without end": ("state.json", change_step(1e400)),
     "sums a number": ("state.json", lambda file: file.write_text('{"step": 4, "sha256": 7}')),
 }
 

@@ -18,7 +18,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"])
+SERVER.set_forkserver_preload(
+    [
+        *("editar.training.loop", "editar.runtime.entry", "hydra", "kornia", "transformers"),
+        *("torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.registry"),
+    ]
+)
 
 
 def entry(overrides: list[str], log: str, file_limit: int | None) -> None:
@@ -45,6 +50,50 @@ def start(overrides: list[str], log: Path, file_limit: int | None = None) -> Any
     child = SERVER.Process(target=entry, args=(overrides, str(log), file_limit))
     child.start()
     return child
+
+
+def ranked_entry(overrides: list[str], log: str) -> None:
+    """`entry` as a worker of torchrun's agent, which sets its environment; notes its process id in `log`.starts."""
+    with open(f"{log}.starts", "a") as file:
+        file.write(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {os.environ['RANK']} {os.getpid()}\n")
+    try:
+        entry(overrides, log, None)
+    except SystemExit as left:  # the agent takes an exception of a function as a failure, whatever its code
+        if left.code:
+            raise
+
+
+def agent(overrides: list[str], log: str, processes: int, restarts: int) -> None:
+    """torchrun's agent, whose workers are forked like those of `start` instead of importing everything again."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="forkserver",
+    )
+    elastic_launch(config, ranked_entry)(overrides, log)
+
+
+def launch(overrides: list[str], log: Path, processes: int, restarts: int) -> Any:
+    """Running `torchrun --nproc-per-node=PROCESSES --max-restarts=RESTARTS -m editar.train`, as `start` gives it."""
+    child = SERVER.Process(target=agent, args=(overrides, str(log), processes, restarts))
+    child.start()
+    return child
+
+
+def workers(log: Path) -> dict[int, list[int]]:
+    """Process ids of all ranks by attempt, for the attempts of `launch` with that log that have begun."""
+    path, found = log.with_name(f"{log.name}.starts"), dict[int, list[int]]()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        attempt, _, process = map(int, line.split())
+        found.setdefault(attempt, []).append(process)
+    return found
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

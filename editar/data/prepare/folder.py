@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from editar.data.tables import FORMAT, MANIFEST, UNFINISHED, Table, read_manifest
-from editar.errors import DataError, ImageError, ImageTooLarge
+from editar.errors import DataError, ImageError, ImageTooLarge, one_line
 from editar.images import contact_sheet, load_image, resize_and_crop, save_image
-from editar.runtime.files import write_json, write_text
+from editar.runtime.files import parse_json, write_json, write_text
 from editar.runtime.log import say
 
 LISTED = 10_000  # dropped rows named per piece of work and reason; all are counted
@@ -79,10 +79,11 @@ def only_one(folder: Path) -> Iterator[None]:
                 raise DataError(f"{folder}: another process is preparing it") from None
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        what = "a file would be too large for this disk" if error.errno == errno.EFBIG else "the disk is full"
         free = shutil.disk_usage(folder).free / 1e9
-        raise DataError(f"{folder}: the disk is full ({free:.2f} GB free); make room and run again to go on") from None
+        raise DataError(f"{folder}: {what} ({free:.2f} GB free); make room and run again to go on") from None
     finally:
         os.close(handle)
 
@@ -99,13 +100,24 @@ def start(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         say(f"{folder}: prepared already, {manifest['rows']} rows")
         return manifest
     if (folder / UNFINISHED).is_file():
-        _check_same(folder, json.loads((folder / UNFINISHED).read_text()), made_from)
+        _check_same(folder, read_own(folder / UNFINISHED), made_from)
     elif found := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
         raise DataError(f"{folder}: is not empty ({found[0]}); choose another folder")
     for partial in folder.rglob(".*.part*"):
         partial.unlink()
     write_json(folder / UNFINISHED, made_from)
     return None
+
+
+def read_own(file: Path) -> dict[str, Any]:
+    """What this preparation wrote there before it was interrupted. Raises DataError."""
+    try:
+        found = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file}: damaged ({one_line(error)}); remove the folder and start again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: damaged (not a mapping); remove the folder and start again")
+    return found
 
 
 def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -127,7 +139,7 @@ def finished_unit(folder: Path, name: str) -> dict[str, Any] | None:
     """What a piece of work left, when it was finished and its shards are whole."""
     if not unit_file(folder, name).is_file():
         return None
-    unit = json.loads(unit_file(folder, name).read_text())
+    unit = read_own(unit_file(folder, name))
     files = [(folder / entry["name"], entry["bytes"]) for entry in unit["files"]]
     return unit if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
 

@@ -23,6 +23,8 @@ def prepare(request: Request) -> dict[str, Any]:
     for option in ("limit", "rows_per_shard"):
         if (value := getattr(request, option)) is not None and value < 1:
             raise DataError(f"--{option.replace('_', '-')} {value} must be at least 1")
+    if request.workers < 0:
+        raise DataError(f"--workers {request.workers} must be at least 0 (all cores)")
     with out.only_one(request.folder):
         if request.source == "seed_unsplash":
             return prepare_seed(request)

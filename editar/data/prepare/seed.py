@@ -7,7 +7,6 @@ holds the names of all annotated images (about 200 bytes each) and a few hundred
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +102,13 @@ def forget_old_end(folder: Path, parts: list[dict[str, Any]]) -> None:
     """Go on with a longer archive: a shard that was cut by the old end has to be made again."""
     if not (folder / UNFINISHED).is_file():
         return
-    state = json.loads((folder / UNFINISHED).read_text())
+    state = out.read_own(folder / UNFINISHED)
     old = state.get("parts", [])
     longer = len(parts) >= len(old) and old[:-1] == parts[: len(old) - 1]  # the last part may have grown
     if not longer or old == parts:
         return
     for path in (folder / "units").glob("*.json"):
-        if json.loads(path.read_text())["last"]:
+        if out.read_own(path)["last"]:
             path.unlink()
     write_json(folder / UNFINISHED, state | {"parts": parts})
 
@@ -121,7 +120,7 @@ def store_images(request: Request, pairs: Pairs, parts: list[Path], allow_trunca
     """Write the image shards -> whether the archive was cut short. Raises DataError."""
     end = out.unit_file(request.folder, "end")
     if end.is_file():
-        return json.loads(end.read_text())["truncated"]
+        return out.read_own(end)["truncated"]
     cut: list[TruncatedArchive] = []
     total = sum(part.stat().st_size for part in parts)
     # The bar counts compressed bytes, which are read in this process: workers have nothing to add.
@@ -208,7 +207,7 @@ def write_pairs(
     """The pairs whose images are there, in the order of the annotations, and all that ends a preparation."""
     folder = request.folder
     units = sorted((folder / "units").glob("[0-9]*.json"))
-    summaries = [json.loads(path.read_text()) for path in units]
+    summaries = [out.read_own(path) for path in units]
     images = [entry for summary in summaries for entry in summary["files"]]
     bad = {name: why for summary in summaries for name, why in summary["bad"].items()}
     place = locate(folder, images, bad)

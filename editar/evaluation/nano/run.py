@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
-from editar.config import EvalConfig
+from editar.config import EvalConfig, TrainConfig, from_yaml
 from editar.data.nano.world import NanoWorld, render
 from editar.data.sample import EditSample
 from editar.errors import BenchmarkError
@@ -114,7 +113,7 @@ def seed_of(cfg: EvalConfig) -> int:
     config = Path(cfg.checkpoint or "") / "config.yaml"
     if cfg.data_seed is not None or not cfg.checkpoint or not config.is_file():
         return cfg.data_seed or 0
-    return int(OmegaConf.select(OmegaConf.load(config), "data.seed", default=0))
+    return from_yaml(TrainConfig, config).data.seed
 
 
 def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 32) -> np.ndarray:
