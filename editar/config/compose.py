@@ -1,22 +1,29 @@
-"""From OmegaConf nodes to checked dataclasses, with errors a person can act on."""
+"""From OmegaConf nodes to checked dataclasses, with errors a person can act on.
+
+OmegaConf is imported where it is used: `editar.config.plain` and all that needs no composing go without it.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any, TypeVar
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from editar.config.fields import check_fields
 from editar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
 
 def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     """Merge a composed config into `cls`, resolve and check it. Raises ConfigError."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg  # keys added with + are checked too
         merged = OmegaConf.merge(OmegaConf.structured(cls), plain)
@@ -33,6 +40,9 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
 
 def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
     """OmegaConf's several-line errors as one line with the key, the value and what is known."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
     key = str(getattr(error, "full_key", None) or "config")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         node: Any = OmegaConf.structured(schema)
@@ -45,6 +55,9 @@ def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
 
 def override(section: T, changes: dict[str, Any], name: str) -> T:
     """A copy of dataclass `section` with `changes` applied, typed and checked like any config."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         merged = OmegaConf.merge(OmegaConf.structured(section), changes)
         result: Any = OmegaConf.to_object(merged)
@@ -61,6 +74,8 @@ def literal(text: str) -> str:
 
 def to_yaml(cfg: Any) -> str:
     """A config as `to_dataclass` reads it back, whatever its texts hold."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.create(_literals(asdict(cfg))))
 
 

@@ -1,4 +1,7 @@
-"""Run folders: atomic writes, weights beside their config, and what made them."""
+"""Run folders: atomic writes, weights beside their config, and what made them.
+
+torch and OmegaConf are imported where they are used, so that a command's help needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from editar.config import to_yaml
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
@@ -56,6 +59,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """state dict -> safetensors, atomically; `metadata` lands in the file's header. Equal input, equal bytes."""
+    from safetensors.torch import save_file
+
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         try:
@@ -86,6 +91,8 @@ def weights_step(path: Path) -> int | None:
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """safetensors -> state dict on the CPU. Raises CheckpointError when missing or damaged."""
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
@@ -148,6 +155,8 @@ def checksum(path: str | Path) -> str:
 def check_run_folder(folder: Path, cfg: Any) -> None:
     """Whether a run of `cfg` may start or go on in `folder`: what is there must have been made with the same config,
     but for the fields that may change. Raises ConfigError with the first few differing keys."""
+    from omegaconf import OmegaConf
+
     path = folder / "config.yaml"
     if not path.is_file():
         return
@@ -179,6 +188,8 @@ def write_run_folder(folder: Path, cfg: Any) -> None:
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {dotted key: value}."""
+    from omegaconf import DictConfig
+
     if not isinstance(node, DictConfig):
         return {prefix: node}
     items = [_flat(value, f"{prefix}.{key!s}" if prefix else str(key)) for key, value in node.items()]
@@ -187,6 +198,8 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def provenance() -> dict[str, str]:
     """Command, commit, versions and host of this process."""
+    import torch
+
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from editar.config import SamplingConfig, TrainConfig, override, to_dataclass
@@ -57,6 +56,8 @@ class EditPipeline:
         GPU) and `int8` are the engine's. `dtype` is the GPT's: `float32`, `bfloat16`, or `auto`, bfloat16 on
         a GPU as officially; the tokenizer stays float32.
         """
+        from omegaconf import OmegaConf
+
         folder = Path(path)
         for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
             if not (folder / name).is_file():

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml  # type: ignore[import-untyped]
 
-from editar.config import RopeConfig
+from editar.config import RopeConfig, from_plain
 from editar.errors import CheckpointError, one_line
 from editar.runtime.files import load_weights, some
-from editar.weights.fetch import hub_file
 
 State = dict[str, torch.Tensor]
 
@@ -66,6 +65,8 @@ def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
         if not path.is_file():
             raise CheckpointError(f"{source}: this folder holds no model.safetensors")
     elif not path.is_file():
+        from editar.weights.fetch import hub_file  # needs OmegaConf
+
         path = hub_file(str(source))
     info = WeightsInfo(str(source), path)
     raw = read_file(path)
@@ -129,10 +130,9 @@ def describe(state: State, info: WeightsInfo) -> None:
         info.sizes = gpt_sizes(state)
         config = info.path.parent / "config.yaml"
         if config.is_file():
-            run = OmegaConf.load(config)
-            info.sizes["n_head"] = OmegaConf.select(run, "gpt.n_head", default=info.sizes["n_head"])
-            rope = OmegaConf.select(run, "rope")
-            info.rope = RopeConfig(**rope) if rope is not None else None
+            run = yaml.safe_load(config.read_text())
+            info.sizes["n_head"] = run.get("gpt", {}).get("n_head", info.sizes["n_head"])
+            info.rope = from_plain(RopeConfig, run["rope"]) if run.get("rope") is not None else None
         elif info.kind == "gpt_editar" and info.layout == "model":
             info.rope = RopeConfig()
     elif all(key in state and state[key].dim() >= 2 for key in VQ_MARKERS):
