@@ -146,7 +146,8 @@ def main() -> int:
 
 def run(command: str, limit_s: float, rehearse: bool) -> dict[str, Any]:
     """One part, with all that it starts ended after `limit_s` -> its state, seconds, last lines and figures."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     if rehearse:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "EDITAR_REHEARSE": "1"}
     with tempfile.TemporaryDirectory() as folder:
