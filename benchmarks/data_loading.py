@@ -37,7 +37,7 @@ from editar.data.sources import Source
 from editar.runtime.files import provenance, write_json
 
 NEEDED = 36.0  # samples/s and core
-ROWS = {"pixels": 192, "cached": 8192}
+CACHED_ROWS = 8192
 MICRO_BATCH = 8
 
 
@@ -45,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each measurement lasts")
+    parser.add_argument("--pictures", type=int, default=192, help="how many are drawn")
     parser.add_argument("--json", help="where to write the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        source = write_pixels(Path(folder))
+        source = write_pixels(Path(folder), options.pictures)
         cache = write_cache(Path(folder) / "cache", source)
         readers = {"pixels, 512 px PNG": Reader(source, None, 512, pictures=True)}
         for name, in_memory in (("codes, from disk", False), ("codes, in memory", True)):
@@ -101,12 +102,12 @@ def worker_memory() -> float:
     return statistics.mean(sizes)
 
 
-def write_pixels(folder: Path) -> Source:
+def write_pixels(folder: Path, count: int) -> Source:
     """A parquet of MultiGen-depth's columns, 512 px PNGs."""
     rng = np.random.default_rng(0)
     pictures = [photos.astronaut(), photos.coffee(), photos.chelsea(), photos.rocket()]
     table = []
-    for index in tqdm(range(ROWS["pixels"]), desc="pictures", mininterval=2):
+    for index in tqdm(range(count), desc="pictures", mininterval=2):
         picture = Image.fromarray(pictures[index % len(pictures)])
         side = int(rng.integers(200, min(picture.size)))
         left, top = (int(rng.integers(0, extent - side)) for extent in picture.size)
@@ -127,8 +128,8 @@ def png(picture: Image.Image) -> dict[str, Any]:
 
 def write_cache(folder: Path, source: Source) -> codes.CodesCache:
     rng = np.random.default_rng(0)
-    manifest = codes.CacheManifest("pixels", "benchmark", "", ROWS["cached"], "random", 512, 32)
-    jpegs = [codes.pack_picture(np.asarray(source.pair(row).target)) for row in range(32)]
+    manifest = codes.CacheManifest("pixels", "benchmark", "", CACHED_ROWS, "random", 512, 32)
+    jpegs = [codes.pack_picture(np.asarray(source.pair(row).target)) for row in range(min(32, len(source)))]
     for shard in range(manifest.shards):
         records = [
             {

@@ -3,7 +3,8 @@
 
     python benchmarks/sampling.py --json benchmarks/results/sampling_cpu.json   # CPU: GPT-B, 256 px, float32
     python benchmarks/sampling.py --dtype bf16 --batches 1 8
-    python benchmarks/sampling.py --device cuda --gpt xl --size 512 --dtype bf16 --batches 1 4 16 32 64
+    python benchmarks/sampling.py --device cuda --gpt xl --size 512 --dtype bf16 --plain-tokens 64 \
+        --engines eager compiled captured --windows 1 4 16 32                # benchmarks/gpu.py runs this
     python benchmarks/sampling.py --checkpoint reference/nano --batches 1 8 32 --images 32   # trained weights
 
 Without --checkpoint weights and prefixes are random (guidance 3, greedy): a guess is right by chance alone there, so
@@ -11,8 +12,9 @@ the automatic window can gain little and should lose nothing. With it, held-out 
 checkpoint's settings. In float32 all must write the same codes; in bfloat16 the share that agrees is reported. The
 plain loop is LlamaGen's: both branches in full, a cache of full length under a full mask, keys copied by
 `repeat_interleave`, logits of the whole prefix, Python per token. Its cost per token does not depend on the position,
-so `--plain-tokens` may cut it short; the engine always writes whole images. Times are wall times (or see
-`--cpu-time`), sums over the images, with plain loop and engine taking turns.
+so `--plain-tokens` may cut it short; the engine always writes whole images. The last of `--engines` runs every window,
+the others the first alone. Times are wall times (or see `--cpu-time`), sums over the images; on a CPU the plain loop
+and the engines take turns, on a GPU each has the memory for itself.
 """
 
 from __future__ import annotations
@@ -21,26 +23,35 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml  # type: ignore[import-untyped]
 
-from editar.config import SamplingConfig, TrainConfig
+from editar.config import SamplingConfig, TrainConfig, from_plain, plain_training
 from editar.data.nano.world import NanoWorld
 from editar.models.gpt import GPT, Attention
 from editar.models.rope import apply_rope, rope_table
+from editar.models.text import TextEncoder
+from editar.models.vq import VQModel
 from editar.runtime.device import pick_device
-from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
 from editar.sampling.decode import SampleSeeds, choose, guide, uniform_numbers
 from editar.sampling.engine import Engine
 from editar.sampling.pipeline import EditPipeline
 from editar.sampling.stats import Clock, GenerationStats, copy_bandwidth
+from editar.weights.load import load_gpt, load_vq
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WINDOWS: tuple[int | str, ...] = (1, "auto")
+ENGINES: dict[str, dict[str, bool | None]] = {
+    "default": {"compile": None},
+    "eager": {"compile": False},
+    "compiled": {"compile": True, "capture": False},
+    "captured": {"compile": True},
+}
 
 
 def main() -> None:
@@ -54,7 +65,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="how many, at least; whole batches are taken")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--plain-tokens", type=int, default=10**9)
-    parser.add_argument("--eager", action="store_true", help="no compiled or captured pass")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["default"], help="how passes are run")
+    parser.add_argument("--windows", nargs="+", default=["1", "auto"], help="codes read in a pass")
     parser.add_argument("--int8", action="store_true", help="the engine's 8-bit weights (CPU)")
     parser.add_argument("--cpu-time", action="store_true", help="CPU instead of wall seconds: one thread, busy machine")
     parser.add_argument("--json", help="where to write the figures")
@@ -71,13 +83,13 @@ def main() -> None:
             edits = heldout_edits(options.checkpoint, count, device, options.dtype)
         else:
             edits = random_edits(options.gpt, options.size, count, device, dtype)
-        rows.append(measure(edits, batch, options))
+        rows.append(measure(edits, batch, options, bandwidth))
         print(*lines(rows[-1]), sep="\n", flush=True)
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        write_json(
-            options.json, {"made_by": provenance(), "settings": settings, "copy_gb_per_s": bandwidth, "rows": rows}
-        )
+        if options.json:
+            settings = {key: value for key, value in vars(options).items() if key != "json"}
+            write_json(
+                options.json, {"made_by": provenance(), "settings": settings, "copy_gb_per_s": bandwidth, "rows": rows}
+            )
     agreements = [engine["agreement"] for row in rows for engine in row["engine"].values()]
     if options.dtype == "fp32" and not options.int8 and min(agreements) < 1:
         raise SystemExit("the loops wrote different codes")
@@ -100,9 +112,9 @@ class Edits:
 
 def random_edits(size: str, pixels: int, count: int, device: torch.device, dtype: torch.dtype) -> Edits:
     """The official architecture and layout, evaluation mode."""
-    overrides = ["output_dir=x", "experiment=editar_xl", f"gpt={size}", f"image_size={pixels}", "teacher=none"]
+    sections = {"gpt": size, "rope": "editar", "tokenizer": "vq16", "text": "flan_t5_xl", "teacher": "none"}
     torch.manual_seed(0)
-    model = GPT(load_config(TrainConfig, "train", overrides).gpt)
+    model = GPT(plain_training(sections, image_size=pixels).gpt)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     model.eval().requires_grad_(False).to(device, dtype)
     source = torch.randint(model.cfg.vocab_size, (count, model.cfg.image_tokens)).to(device)
@@ -111,7 +123,14 @@ def random_edits(size: str, pixels: int, count: int, device: torch.device, dtype
 
 
 def heldout_edits(checkpoint: str, count: int, device: torch.device, dtype: str) -> Edits:
-    pipeline = EditPipeline.from_pretrained(checkpoint, device, dtype="bfloat16" if dtype == "bf16" else "float32")
+    """Without `EditPipeline.from_pretrained`, which needs OmegaConf."""
+    cfg = from_plain(TrainConfig, yaml.safe_load((Path(checkpoint) / "config.yaml").read_text()))
+    gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
+    load_gpt(gpt, checkpoint, strict=True)
+    load_vq(tokenizer, checkpoint)
+    for module in (gpt, tokenizer):
+        module.to(device).eval().requires_grad_(False)
+    pipeline = EditPipeline(cfg, gpt.to(dtype=DTYPES[dtype]), tokenizer, TextEncoder(cfg.text, device))
     world = NanoWorld("heldout", count)
     samples = [world[i] for i in range(count)]
     source = pipeline.encode(np.stack([sample.source for sample in samples]))
@@ -119,35 +138,49 @@ def heldout_edits(checkpoint: str, count: int, device: torch.device, dtype: str)
     return Edits(pipeline.gpt, source, text, pipeline.cfg.sampling, True)
 
 
-def measure(edits: Edits, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The plain loop and the engine at each window on all edits, `batch` at once, taking turns."""
+def measure(edits: Edits, batch: int, options: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+    """The plain loop and every engine on all edits, `batch` at once; `bandwidth` of the machine in GB/s."""
     timer = time.process_time if options.cpu_time else time.perf_counter
-    length = edits.model.cfg.image_tokens
+    length, count, cuda = edits.model.cfg.image_tokens, len(edits.source), edits.source.is_cuda
     tokens = min(options.plain_tokens, length)
-    engines = {w: Engine(edits.model, compile=False if options.eager else None, int8=options.int8) for w in WINDOWS}
-    stats, agreement = {window: GenerationStats() for window in WINDOWS}, dict.fromkeys(WINDOWS, 0.0)
-    prefill = steps = 0.0
-    for window, engine in engines.items():  # prepares what stays between calls
-        engine.timer = timer
-        engine.generate(*edits.batch(0, batch)[:2], replace(edits.settings, window=window), edits.batch(0, batch)[2])
-    for start in range(0, len(edits.source), batch):
-        source, text, seeds = edits.batch(start, batch)
-        uniform = uniform_numbers(edits.settings, seeds, source)
-        plain, seconds = plain_generate(edits.model, source, text, edits.settings, uniform, tokens, timer)
-        prefill, steps = prefill + seconds[0], steps + seconds[1] * (length - 1) / (tokens - 1)
-        for window, engine in engines.items():
-            settings = replace(edits.settings, window=window)
-            codes = engine.generate(source, text, settings, edits.batch(start, batch)[2])
-            stats[window] = stats[window] + engine.stats
-            agreement[window] += float((plain == codes[:, :tokens]).float().mean()) * batch / len(edits.source)
-    count = len(edits.source)
+    systems = [(name, options.windows[0]) for name in options.engines[:-1]]
+    systems += [(options.engines[-1], window) for window in options.windows]
+    stats, agreement = dict.fromkeys(systems, GenerationStats()), dict.fromkeys(systems, 0.0)
+    prefill, steps, plain = 0.0, 0.0, {}
+    for turn in [[system] for system in systems] if cuda else [systems]:
+        engines = {}
+        for system in turn:
+            window = int(system[1]) if system[1].isdigit() else system[1]
+            engine = Engine(edits.model, int8=options.int8, **ENGINES[system[0]])
+            engine.timer, engines[system] = timer, (engine, replace(edits.settings, window=window))
+            engine.generate(*edits.batch(0, batch)[:2], engines[system][1], edits.batch(0, batch)[2])  # prepares
+        for start in range(0, count, batch):
+            source, text, seeds = edits.batch(start, batch)
+            if start not in plain:
+                uniform = uniform_numbers(edits.settings, seeds, source)
+                plain[start], took = plain_generate(edits.model, source, text, edits.settings, uniform, tokens, timer)
+                prefill, steps = prefill + took[0], steps + took[1] * (length - 1) / (tokens - 1)
+            for system, (engine, settings) in engines.items():
+                codes = engine.generate(source, text, settings, edits.batch(start, batch)[2])
+                stats[system] = stats[system] + engine.stats
+                agreement[system] += float((plain[start] == codes[:, :tokens]).float().mean()) * batch / count
+        for engine, _ in engines.values():
+            engine.release()
+        if cuda:
+            torch.cuda.empty_cache()
     return {
         "batch": batch,
         "images": count,
         "trained": edits.trained,
-        "plain": {"images_per_s": count / (prefill + steps), "prefill_s": prefill, "decode_s": steps, "tokens": tokens},
+        "plain": {
+            "images_per_s": count / (prefill + steps),
+            "prefill_s": prefill,
+            "decode_s": steps,
+            "tokens": tokens,
+            "ms_per_token": 1000 * steps / (length - 1) * batch / count,
+        },
         "engine": {
-            str(window): {
+            window if name == "default" else f"{name} {window}": {
                 "images_per_s": total.images_per_s,
                 "prefill_s": total.prefill_s,
                 "decode_s": total.decode_s,
@@ -155,11 +188,12 @@ def measure(edits: Edits, batch: int, options: argparse.Namespace) -> dict[str, 
                 "passes_per_image": total.passes_per_image,
                 "codes_per_pass": total.codes_per_pass,
                 "gb_per_s": total.gb_per_s,
+                "of_copy": total.gb_per_s / bandwidth,
                 "over_plain": total.images_per_s * (prefill + steps) / count,
-                "over_window_1": total.images_per_s / stats[1].images_per_s,
-                "agreement": round(agreement[window], 6),
+                "over_first_window": total.images_per_s / stats[name, options.windows[0]].images_per_s,
+                "agreement": round(agreement[name, window], 6),
             }
-            for window, total in stats.items()
+            for (name, window), total in stats.items()
         },
     }
 
@@ -170,8 +204,8 @@ def lines(row: dict[str, Any]) -> list[str]:
         told.append(
             f"           window {window:>5}  "
             "{images_per_s:8.3f} images/s  {over_plain:5.2f}x plain  "
-            "{over_window_1:5.2f}x window 1  {passes_per_image:6.1f} passes of {ms_per_pass:.2f} ms  "
-            "{codes_per_pass:.2f} codes a pass  same codes {agreement:.4f}".format(**engine)
+            "{over_first_window:5.2f}x first window  {passes_per_image:6.1f} passes of {ms_per_pass:.2f} ms  "
+            "{codes_per_pass:.2f} codes a pass  {gb_per_s:.0f} GB/s  same codes {agreement:.4f}".format(**engine)
         )
     if not row["trained"]:
         told.append(

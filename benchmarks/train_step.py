@@ -10,10 +10,11 @@
 Random weights, pictures and texts of the real shapes; the data loader is not in it (benchmarks/data_loading.py).
 `plain` encodes source and target with the VQ tokenizer inside the step, makes logits of the whole sequence,
 keeps them in float32 and steps torch's default AdamW, as LlamaGen and EditAR train. Ours: `cached` reads codes,
-`online` encodes as plain does, `compiled` adds `compile=true`, `recomputed` activation checkpointing,
-`teacher` the distillation loss against a DINOv2-base of random weights (HOG for nano). The text encoder (nano's
-small T5) runs inside the step on every side. Both sides must give the same first loss.
+`online` encodes as plain does, `compiled` adds `compile=true`, `recomputed` activation checkpointing, `fsdp` FSDP2 with
+one process, `teacher` the distillation loss against a DINOv2-base of random weights (HOG for nano). The text encoder
+(nano's small T5) runs inside the step on every side. Both sides must give the same first loss.
 
+Memory is beside the arithmetic of `dry_run=true`, without the activations of tokenizer and teacher.
 MFU is GPT FLOPs (editar/training/planning/cost.py) over the device's peak; on a CPU over a large matrix product
 measured in the same process. Times are medians over repeats that alternate between the systems.
 """
@@ -21,18 +22,20 @@ measured in the same process. Times are medians over repeats that alternate betw
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+import yaml  # type: ignore[import-untyped]
 
-from editar.config import TrainConfig
+from editar.config import CONFIG_DIR, TrainConfig, plain_training
 from editar.images import batch_to_tensor
 from editar.models.gpt import GPT
 from editar.models.teacher import Teacher, build_teacher
@@ -40,19 +43,19 @@ from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import Ranks
-from editar.runtime.entry import load_config
 from editar.runtime.files import provenance, write_json
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.training.parallel import clip_gradients, parallelise
-from editar.training.planning.cost import peak_flops, training_flops
+from editar.training.planning.cost import memory, peak_flops, training_flops
 
-VARIANTS: dict[str, list[str]] = {
-    "cached": [],
-    "online": [],
-    "compiled": ["compile=true"],
-    "recomputed": ["activation_checkpointing=true"],
-    "teacher": [],
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cached": {},
+    "online": {},
+    "compiled": {"compile": True},
+    "recomputed": {"activation_checkpointing": True},
+    "teacher": {},
+    "fsdp": {"parallel": "fsdp", "optim": {"name": "adamw"}},
 }
 Step = Callable[[], float]
 
@@ -79,25 +82,30 @@ def main() -> None:
             rows.append(row)
             print(
                 "batch {batch:3d}  {system:10s}  {step_s:.3f} s a step  {samples_per_s:7.2f} samples/s  "
-                "MFU {mfu:.3f}  peak {memory_gb:.1f} GB  {ratio:.2f}x plain  loss {loss:.4f}".format(**row),
+                "MFU {mfu:.3f}  peak {memory_gb:.1f} GB, "
+                "by arithmetic {arithmetic_gb:.1f}  {ratio:.2f}x plain  loss {loss:.4f}".format(**row),
                 flush=True,
             )
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        write_json(options.json, {"made_by": provenance(), "settings": settings, "peak_flops": peak, "rows": rows})
+        if options.json:
+            settings = {key: value for key, value in vars(options).items() if key != "json"}
+            write_json(options.json, {"made_by": provenance(), "settings": settings, "peak_flops": peak, "rows": rows})
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def config(options: argparse.Namespace, *more: str) -> TrainConfig:
+def config(options: argparse.Namespace, teacher: str = "none", **more: Any) -> TrainConfig:
     """The paper's training (nano's when that is the size) with a text encoder that needs no download."""
-    base = ["output_dir=x", f"gpt={options.gpt}", f"precision={options.precision}"]
-    if options.gpt != "nano":
-        text = ["text=nano", "text.dim=2048", "text.max_tokens=120", "text.nano_heads=32"]
-        base += ["experiment=editar_xl", f"image_size={options.size}", "init_from=null", *text, "teacher=none"]
-    return load_config(TrainConfig, "train", [*base, *more])
+    sections = {"gpt": options.gpt, "rope": "editar", "tokenizer": "vq16", "teacher": teacher}
+    text = {"name": "nano", "dim": 2048, "max_tokens": 120, "nano_heads": 32, "dtype": "float32"}
+    values: dict[str, Any] = {"image_size": options.size, "text": text}
+    if options.gpt == "nano":
+        sections |= {"rope": "shared", "tokenizer": "nano", "text": "nano"}
+        values = yaml.safe_load((CONFIG_DIR / "experiment" / "nano.yaml").read_text())
+    return plain_training(sections, **values | {"precision": options.precision} | more)
 
 
 def measure(options: argparse.Namespace, device: torch.device, batch: int, peak: float) -> list[dict[str, Any]]:
-    """Every system on the same pictures and texts."""
+    """Every system on the same pictures and texts: in turns on a CPU, each with the memory for itself on a GPU."""
     cfg = config(options)
     torch.manual_seed(0)
     tokenizer = VQModel(cfg.tokenizer).to(device).eval().requires_grad_(False)
@@ -108,15 +116,19 @@ def measure(options: argparse.Namespace, device: torch.device, batch: int, peak:
     given = (tokenizer, encoder, pictures, words)
     makers: dict[str, Callable[[], Step]] = {"plain": partial(plain, config(options), *given)}
     makers |= {name: partial(ours, options, name, *given) for name in options.variants}
-    steps: dict[str, Step] = {}
-    losses, times, memory = {}, {name: [] for name in makers}, {}
-    for name, make in makers.items():
-        steps[name] = make()
-        losses[name] = steps[name]()  # also warms up and compiles
-        memory[name] = peak_memory_of(steps[name], device)
-    for _ in range(options.repeats):
-        for name, step in steps.items():
-            times[name].append(seconds(step, device))
+    losses, times, peaks = {}, {name: [] for name in makers}, {}
+    frozen = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    for turn in [[name] for name in makers] if device.type == "cuda" else [list(makers)]:
+        steps: dict[str, Step] = {}
+        for name in turn:
+            steps[name] = makers[name]()
+            losses[name] = steps[name]()  # also warms up and compiles
+            peaks[name] = peak_memory_of(steps[name], device)
+        for _ in range(options.repeats):
+            for name, step in steps.items():
+                times[name].append(seconds(step, device))
+        del step, steps
+        gc.collect()  # compiled modules refer to themselves
     if any(abs(loss - losses["plain"]) > 0.02 for name, loss in losses.items() if name != "teacher"):
         raise SystemExit(f"the first losses differ: {losses}")
     rows = []
@@ -129,7 +141,8 @@ def measure(options: argparse.Namespace, device: torch.device, batch: int, peak:
                 "step_s": step_s,
                 "samples_per_s": batch / step_s,
                 "mfu": flops / step_s / peak,
-                "memory_gb": memory[name],
+                "memory_gb": peaks[name],
+                "arithmetic_gb": memory(config(options, **VARIANTS.get(name, {})), 1, batch, frozen).total / 1e9,
                 "ratio": statistics.median(p / q for p, q in zip(times["plain"], times[name], strict=True)),
                 "loss": losses[name],
             }
@@ -148,11 +161,14 @@ def ours(
     """The step of editar/training/loop.py without its data loader."""
     batch, device = len(words), pictures.device
     teacher = random_teacher(options, device) if name == "teacher" else None
-    cfg = config(options, *VARIANTS[name], f"teacher={teacher[0] if teacher else 'none'}")
+    cfg = config(options, teacher[0] if teacher else "none", **VARIANTS[name])
     if teacher and teacher[0] == "dinov2":
         cfg.gpt.teacher_grid = 16  # its map, whatever the student's
     torch.manual_seed(1)
     gpt = random_output(GPT(cfg.gpt).to(device).train())
+    if name == "fsdp" and not dist.is_initialized():  # the cost of FSDP2 itself, with nobody to share with
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     engine = parallelise(Objective(gpt, cfg.loss), cfg, Ranks(0, 1, device))
     optimizers = make_optimizers(gpt, cfg.optim)
     images = batch_to_tensor(pictures)
@@ -220,7 +236,7 @@ def random_output(gpt: GPT) -> GPT:
 
 def random_teacher(options: argparse.Namespace, device: torch.device) -> tuple[str, Teacher]:
     if options.gpt == "nano":
-        cfg = config(options)
+        cfg = config(options, "hog")
         teacher = build_teacher(cfg.teacher, device, cfg.gpt.grid // 2)
         assert teacher is not None
         return "hog", teacher
@@ -229,7 +245,8 @@ def random_teacher(options: argparse.Namespace, device: torch.device) -> tuple[s
     with tempfile.TemporaryDirectory() as folder:
         Dinov2Model(Dinov2Config()).save_pretrained(folder)
         BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}).save_pretrained(folder)
-        cfg = config(options, "teacher=dinov2", f"teacher.weights={Path(folder)}")
+        cfg = config(options, "dinov2")
+        cfg.teacher.weights = folder
         teacher = build_teacher(cfg.teacher, device, cfg.gpt.grid // 2)
     assert teacher is not None
     return "dinov2", teacher
@@ -245,7 +262,7 @@ def seconds(step: Step, device: torch.device) -> float:
 
 
 def peak_memory_of(step: Step, device: torch.device) -> float:
-    """GB that a step needs at most, other systems' weights included; 0 on a CPU, which does not tell."""
+    """GB that a step needs at most, frozen networks included; 0 on a CPU, which does not tell."""
     if device.type != "cuda":
         return 0.0
     torch.cuda.reset_peak_memory_stats()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from editar.config import EditConfig
 from editar.errors import ConfigError
-from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
 from editar.runtime.entry import run
 from editar.runtime.log import say
-from editar.sampling.pipeline import EditPipeline
-from editar.sampling.stats import copy_bandwidth
 
 
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the edited picture(s) and, beside them, source and edits in one row. Returns the files."""
+    import numpy as np  # these here, because the help text needs none of them, and torch takes over a second
+    from tqdm import tqdm
+
+    from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
+    from editar.sampling.pipeline import EditPipeline
+    from editar.sampling.stats import copy_bandwidth
+
     output = Path(cfg.output)
     if output.is_dir() or cfg.output.endswith("/"):
         raise ConfigError(f"output={cfg.output} is a folder; give the name of a picture, like {output / 'edit.png'}")

@@ -142,8 +142,12 @@ def batch_to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, clamped and truncated as the official scripts do."""
-    scaled = (images.detach().float().clamp(-1, 1) + 1) / 2 * 255
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return quantise(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def quantise(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] -> uint8 of the same shape on the same device, as `to_uint8`."""
+    return ((images.detach().float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
 
 
 def save_image(image: Image.Image | np.ndarray, path: str | Path, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from tests.helpers.tiny import TINY_TOKENIZER, tiny_overrides
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """For tests marked gpu. In a rehearsal (`benchmarks/gpu.py --rehearse`) it is the CPU, where they leave out what
+    only CUDA has; so their code has run before it meets a GPU."""
+    if not torch.cuda.is_available() and "EDITAR_REHEARSE" not in os.environ:
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,12 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "EditPipeline", done.stderr
 
 
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from editar.edit import main; sys.argv = ['', '--help']; main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage: python -m editar.edit") and done.stdout.endswith("False\n"), done.stderr
+
+
 def test_no_two_public_things_share_a_name() -> None:
     seen: dict[str, Path] = {}
     for file in FILES:

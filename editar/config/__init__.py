@@ -7,8 +7,6 @@ with one line that names the key, the value found and what is allowed.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from editar.config.baseline import BaselineConfig
 from editar.config.compose import explain, from_yaml, literal, override, read_yaml, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
@@ -16,6 +14,5 @@ from editar.config.entries import EditConfig, EvalConfig, TokenizerTrainConfig, 
 from editar.config.evaluation import NetworkSources
 from editar.config.fields import is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
+from editar.config.plain import CONFIG_DIR, from_plain, plain_training
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"

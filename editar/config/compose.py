@@ -1,23 +1,30 @@
-"""From OmegaConf nodes to checked dataclasses, with errors a person can act on."""
+"""From OmegaConf nodes to checked dataclasses, with errors a person can act on.
+
+OmegaConf is imported where it is used: `editar.config.plain` and all that needs no composing go without it.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from editar.config.fields import check_fields
 from editar.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
 
 def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     """Merge a composed config into `cls`, resolve and check it. Raises ConfigError."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg  # keys added with + are checked too
         merged = OmegaConf.merge(OmegaConf.structured(cls), plain)
@@ -32,15 +39,16 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     return result
 
 
-def read_yaml(path: str | Path) -> DictConfig:
-    """The mapping in a YAML file, not resolved. Raises ConfigError, one line that names the file, for anything else."""
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, nothing resolved. Raises ConfigError, one line that names the file, for anything
+    else."""
+    import yaml  # type: ignore[import-untyped]
+
     try:
-        found = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise
-    except Exception as error:  # yaml's and OmegaConf's own, no UTF-8, nesting without end
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no YAML, no UTF-8, nested without end
         raise ConfigError(f"{path}: damaged ({one_line(error)}); copy it anew or give another folder") from None
-    if not isinstance(found, DictConfig):
+    if not isinstance(found, dict):
         raise ConfigError(f"{path}: damaged (no mapping of settings); copy it anew or give another folder")
     return found
 
@@ -56,6 +64,9 @@ def from_yaml(cls: type[T], path: str | Path) -> T:
 
 def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
     """OmegaConf's several-line errors as one line with the key, the value and what is known."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
     key = str(getattr(error, "full_key", None) or "config")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         node: Any = OmegaConf.structured(schema)
@@ -68,6 +79,9 @@ def explain(error: OmegaConfBaseException, schema: Any) -> ConfigError:
 
 def override(section: T, changes: dict[str, Any], name: str) -> T:
     """A copy of dataclass `section` with `changes` applied, typed and checked like any config."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         merged = OmegaConf.merge(OmegaConf.structured(section), changes)
         result: Any = OmegaConf.to_object(merged)
@@ -84,6 +98,8 @@ def literal(text: str) -> str:
 
 def to_yaml(cfg: Any) -> str:
     """A config as `to_dataclass` reads it back, whatever its texts hold."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.create(_literals(asdict(cfg))))
 
 

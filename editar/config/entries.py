@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from editar.config.baseline import BaselineConfig
 from editar.config.checks import check_gpt, check_tokenizer
 from editar.config.compose import override
@@ -16,6 +14,8 @@ from editar.config.fields import setting
 from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
+
+MISSING: Any = "???"  # omegaconf.MISSING, without importing it
 
 
 def may_change(default: Any, **limits: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from editar.config import TeacherConfig
 from editar.errors import ConfigError
-from editar.images import to_uint8
+from editar.images import quantise, to_uint8
 from editar.runtime.device import pick_dtype
 from editar.runtime.hub import from_pretrained
 
@@ -36,19 +36,23 @@ def build_teacher(cfg: TeacherConfig, device: torch.device, grid: int) -> Teache
 
 
 class HubTeacher:
-    """DINOv2 or CLIP vision tower through transformers, with its own image processor."""
+    """DINOv2 or CLIP vision tower through transformers, with its own image processor; one of torchvision's backend
+    works where the pictures are, on a GPU without bringing them to the host."""
 
     def __init__(self, cfg: TeacherConfig, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
         self.processor = from_pretrained(AutoImageProcessor, cfg.weights)
+        of_transformers_5 = getattr(self.processor, "backend", None) == "torchvision"
+        self.takes_tensors = of_transformers_5 or getattr(self.processor, "is_fast", False)
         model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        batch = self.processor(images=list(to_uint8(images)), return_tensors="pt")
+        pictures = quantise(images) if self.takes_tensors else to_uint8(images)
+        batch = self.processor(images=list(pictures), return_tensors="pt")
         pixels = batch["pixel_values"].to(self.device, self.dtype)
         return self.model(pixel_values=pixels).last_hidden_state[:, 1:].float()
 

@@ -15,7 +15,7 @@ import torch
 
 from editar.config import TextConfig
 from editar.errors import ConfigError
-from editar.runtime.device import pick_dtype
+from editar.runtime.device import pick_dtype, send
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
 
@@ -65,9 +65,13 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, tokens: TextTokens) -> torch.Tensor:
-        """(B, L) ids -> (B, L, C), pad positions included."""
-        ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
-        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        """(B, L) ids on the CPU -> (B, L, C), pad positions included. Equal texts are encoded once."""
+        distinct, place = tokens.ids.unique(dim=0, return_inverse=True)
+        if repeated := len(distinct) < len(tokens.ids):
+            tokens = TextTokens(distinct)
+        ids, mask = (send(tensor, self.device) for tensor in (tokens.ids, tokens.mask))
+        found = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return found[send(place, self.device)] if repeated else found
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         return self.embed(self.tokenize(texts))

@@ -20,6 +20,11 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on `device`, without waiting for what a GPU still has to do (a copy from ordinary memory waits)."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (AMX): training then gains from precision=bf16."""
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

@@ -16,9 +16,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from editar.config import CONFIG_DIR, explain, is_text, literal, to_dataclass
 from editar.errors import ConfigError, LostProcess, UserError, one_line
 from editar.runtime.log import say
@@ -38,6 +35,7 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     if not CONFIG_DIR.is_dir():
         raise ConfigError(f"{CONFIG_DIR} is missing: install editar with `pip install -e .` from a clone")
@@ -87,6 +85,8 @@ def run(
     arguments = [*defaults, *sys.argv[1:]]
     with told_in_one_line(program or f"editar.{name}") as told:
         if any(argument in ("-h", "--help") for argument in arguments):
+            from omegaconf import OmegaConf
+
             settings = [argument for argument in arguments if argument not in ("-h", "--help")]
             print(f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n")
             print(OmegaConf.to_yaml(compose(cls, name, settings)))

@@ -1,4 +1,7 @@
-"""Run folders: atomic writes, weights beside their config, and what made them."""
+"""Run folders: atomic writes, weights beside their config, and what made them.
+
+torch and OmegaConf are imported where they are used, so that a command's help needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from editar.config import read_yaml, to_yaml
+from editar.config import from_yaml, to_yaml
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
@@ -64,6 +67,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """state dict -> safetensors, atomically; `metadata` lands in the file's header. Equal input, equal bytes."""
+    from safetensors.torch import save_file
+
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         try:
@@ -94,6 +99,8 @@ def weights_step(path: Path) -> int | None:
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """safetensors -> state dict on the CPU. Raises CheckpointError when missing or damaged."""
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
@@ -160,11 +167,12 @@ def checksum(path: str | Path) -> str:
 
 def check_run_folder(folder: Path, cfg: Any) -> None:
     """Whether a run of `cfg` may start or go on in `folder`: what is there must have been made with the same config,
-    but for the fields that may change. Raises ConfigError with the first few differing keys."""
+    but for the fields that may change. A setting that its config.yaml does not know yet had today's default. Raises
+    ConfigError with the first few differing keys."""
     path = folder / "config.yaml"
     if not path.is_file():
         return
-    old, new = _flat(read_yaml(path)), _flat(OmegaConf.create(to_yaml(cfg)))
+    old, new = (_flat(asdict(config)) for config in (from_yaml(type(cfg), path), cfg))
     free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
     changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
     if changed:
@@ -199,7 +207,7 @@ def read_starts(folder: Path) -> list[dict[str, str]]:
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {dotted key: value}."""
-    if not isinstance(node, DictConfig):
+    if not isinstance(node, dict):
         return {prefix: node}
     items = [_flat(value, f"{prefix}.{key!s}" if prefix else str(key)) for key, value in node.items()]
     return {key: value for item in items for key, value in item.items()}
@@ -207,6 +215,8 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def provenance() -> dict[str, str]:
     """Command, commit, versions and host of this process."""
+    import torch
+
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False).stdout

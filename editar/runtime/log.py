@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from editar.config import WandbConfig
 from editar.runtime.files import parse_json, write_text
 
@@ -147,6 +145,8 @@ class MetricLogger:
 
 def peak_memory() -> int:
     """Most bytes this process has held: of the GPU where there is one, else of main memory."""
+    import torch  # here, because the help text says nothing of memory
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     scale = 1 if sys.platform == "darwin" else 1024

@@ -78,13 +78,14 @@ class FastBlock:
         """Some target positions of each row, x (R, W, D): write their keys and values, read what is before them.
 
         rope (R * W, hd/2, 2) and slots (P * W,), the place of each key among the P * N of `target`, belong to
-        those positions; `length` positions of `target` are looked at, through `mask` (see `attend`).
+        those positions; `length` positions of `target` are looked at, through `mask` (see `attend`). `target` is
+        flat, (P * N, hd): of a view made in here inductor would write the whole cache again in every layer.
         """
         q, k, v = self.project(x, rope, images)
-        target.keys.flatten(0, 1).index_copy_(0, slots, k.flatten(0, 1))
-        target.values.flatten(0, 1).index_copy_(0, slots, v.flatten(0, 1))
-        past = KVSegment(target.keys[:, :length], target.values[:, :length])
-        return self.finish(x, attend(q, [*prefix, past], mask))
+        target.keys.index_copy_(0, slots, k.flatten(0, 1))
+        target.values.index_copy_(0, slots, v.flatten(0, 1))
+        past = (t.view(len(k), -1, self.width)[:, :length] for t in (target.keys, target.values))
+        return self.finish(x, attend(q, [*prefix, KVSegment(*past)], mask))
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Residual stream x (R, s, D) and attention's result (I, Hkv, R / I, rep, s, hd) -> (R, s, D)."""
@@ -221,7 +222,8 @@ class FastGPT:
             mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
         for index, block in enumerate(self.blocks):
             prefix = [cache.image[index], cache.text[index]]
-            x = block_step(block, x, rope, layout.images, prefix, cache.target[index], slots, length, mask)
+            target = KVSegment(*(t.flatten(0, 1) for t in (cache.target[index].keys, cache.target[index].values)))
+            x = block_step(block, x, rope, layout.images, prefix, target, slots, length, mask)
         return self.logits(x[:, width - drawn :])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

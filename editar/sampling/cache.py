@@ -56,9 +56,10 @@ class SharedCache:
         self.text_bias = summary_bias(zero_text).to(device, dtype)
 
         def segments(size: int, length: int, bias: torch.Tensor | None = None) -> list[KVSegment]:
-            shape = (cfg.n_layer, 2, size, length, cfg.head_dim)
-            buffers = torch.zeros(shape, device=device, dtype=dtype)
-            return [KVSegment(keys, values, bias) for keys, values in buffers]
+            shape = (cfg.n_layer, size, length, cfg.head_dim)
+            # Two buffers: inductor writes to a tensor in place only if its storage holds no other input.
+            keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            return [KVSegment(k, v, bias) for k, v in zip(keys, values, strict=True)]
 
         self.image = segments(copies, cfg.image_tokens)
         self.text = segments(copies * layout.branches, len(self.text_bias), self.text_bias)

@@ -16,16 +16,19 @@ WIDTHS = (1, 8, 32)  # prepared where sampling.window=auto may choose
 _said: set[str] = set()
 
 Step = Callable[[], None]
+Pool = tuple[int, int]  # torch.cuda.graph_pool_handle
 
 
-def prepare_all(session: Session) -> dict[tuple[int, int], Step]:
-    """(codes read per row, target positions looked at) -> the pass, ascending."""
+def prepare_all(session: Session, captured: bool = True) -> dict[tuple[int, int], Step]:
+    """(codes read per row, target positions looked at) -> the pass, ascending; on a GPU `captured`."""
     length, window = session.codes.shape[1], session.cfg.window
     widths = WIDTHS if isinstance(window, str) else (window,)
     shapes = []
     for width in sorted({min(width, length - 1) for width in widths}):
         shapes += [(width, end) for end in (buckets(length) if width == 1 else [length])]
-    return {shape: prepare_step(session, *shape) for shape in shapes}
+    # One memory for the intermediate results of all graphs: they run one after the other, and leave nothing there.
+    pool = torch.cuda.graph_pool_handle() if session.position.is_cuda and captured else None
+    return {shape: prepare_step(session, *shape, pool) for shape in shapes}
 
 
 def buckets(length: int) -> list[int]:
@@ -34,8 +37,9 @@ def buckets(length: int) -> list[int]:
     return [min(end, length) for end in range(stretch, length + stretch, stretch)]
 
 
-def prepare_step(session: Session, width: int, length: int) -> Step:
-    """A pass that reads `width` codes of each row: its blocks compiled, on a GPU captured; eager where that fails."""
+def prepare_step(session: Session, width: int, length: int, pool: Pool | None) -> Step:
+    """A pass that reads `width` codes of each row: its blocks compiled, captured into `pool` if there is one; eager
+    where that fails."""
     step = partial(session.step, width, width, length, True)
     try:
         compiled = partial(step, torch.compile(FastBlock.step, dynamic=False))
@@ -46,10 +50,10 @@ def prepare_step(session: Session, width: int, length: int) -> Step:
         raise
     except Exception as error:  # a compiler may raise anything; sampling must go on
         say_once(f"sampling: torch.compile failed; going on without it, slower. Cause: {cause(error)}")
-    if not session.position.is_cuda:
+    if pool is None:
         return step
     try:
-        return capture(session, step)
+        return capture(session, step, pool)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -63,7 +67,7 @@ def warm_up(session: Session, step: Step) -> None:
     step()
 
 
-def capture(session: Session, step: Step) -> Step:
+def capture(session: Session, step: Step, pool: Pool) -> Step:
     """Record one pass as a CUDA graph (the session's tensors never move) -> its replay."""
     with torch.cuda.device(session.position.device):
         stream = torch.cuda.Stream()
@@ -72,7 +76,7 @@ def capture(session: Session, step: Step) -> Step:
             warm_up(session, step)  # libraries allocate their workspaces on a stream's first use
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # data workers may go on meanwhile
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # data workers may go on meanwhile
             step()
     return graph.replay
 

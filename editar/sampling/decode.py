@@ -31,7 +31,8 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_keep: int 
     a slip of the official filter, kept.
     """
     if top_k > 0:
-        kth = logits.topk(min(max(top_k, min_keep), logits.shape[-1]), dim=-1).values[:, -1:]
+        best = logits.topk(min(max(top_k, min_keep), logits.shape[-1]), dim=-1, sorted=False).values
+        kth = best.amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1.0:
         ranked, order = logits.sort(dim=-1, descending=True)

@@ -40,11 +40,12 @@ class Engine:
 
     compile  True compiles the pass (and captures it on a GPU), False runs it eagerly, None compiles
              on a GPU only.
+    capture  whether a compiled pass is captured on a GPU; False is for measurements.
     int8     rounds the weights to 8 bits (CPU): faster, the codes are no longer those of the plain loop.
     """
 
-    def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False) -> None:
-        self.model, self.compile, self.int8 = model, compile, int8
+    def __init__(self, model: GPT, compile: bool | None = None, int8: bool = False, capture: bool = True) -> None:
+        self.model, self.compile, self.int8, self.capture = model, compile, int8, capture
         self.timer = time.perf_counter  # what `stats` are measured with
         self.stats = GenerationStats()  # of the newest call
         self._fast: FastGPT | None = None
@@ -106,7 +107,7 @@ class Engine:
             self._session = session = Session(self._fast, layout, replace(cfg))
             session.set_sampling(cfg)
             if self._compiles:
-                self._steps = prepare_all(session)
+                self._steps = prepare_all(session, self.capture)
                 for (width, _), step in self._steps.items():
                     _, seconds = Pass(session.position, step, width, width, self.timer).read()
                     self._window(cfg).measure(layout.rows * width, seconds, trust=True)

@@ -21,8 +21,9 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        for name, parameter in self.parameters.items():
-            self.average[name].mul_(self.decay).add_(parameter.detach(), alpha=1 - self.decay)
+        average = list(self.average.values())  # in the order of the parameters
+        torch._foreach_mul_(average, self.decay)
+        torch._foreach_add_(average, list(self.parameters.values()), alpha=1 - self.decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from editar.config import TrainConfig
 from editar.data import stream
 from editar.data.loader import Batch, DrawBatchSampler, batches
 from editar.errors import TrainingError
+from editar.runtime.device import send
 from editar.runtime.distributed import distributed
 from editar.runtime.files import check_run_folder, save_weights, write_run_folder
 from editar.runtime.lock import sole_run
@@ -140,7 +141,7 @@ def next_batch(run: Run, feed: Iterator[Batch]) -> Batch:
 def forward(run: Run, batch: Batch) -> LossOutput:
     """Losses by name; which conditions are dropped depends on the draws' numbers alone."""
     cfg, encoders = run.cfg, run.encoders
-    chance = torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)).to(run.ranks.device)
+    chance = send(torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)), run.ranks.device)
     drop_image, drop_text = condition_drops(chance, cfg.drop)
     text = encoders.text.embed(encoders.text.tokenize(batch.instructions))  # (B, L, C)
     source, target = encoders.codes(batch.source), encoders.codes(batch.target)  # (B, N)

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -24,7 +25,7 @@ from editar.training.losses import Objective
 def parallelise(objective: Objective, cfg: TrainConfig, ranks: Ranks) -> nn.Module:
     """Make blocks recompute or compile as configured, and wrap for `ranks` -> the module to call.
 
-    One process needs no wrapping. FSDP shards every block and the rest as groups of their own: weights
+    A process on its own needs no wrapping. FSDP shards every block and the rest as groups of their own: weights
     and moments float32, gathered and multiplied in bfloat16 where `precision` says so, gradients summed
     in float32.
     """
@@ -33,7 +34,7 @@ def parallelise(objective: Objective, cfg: TrainConfig, ranks: Ranks) -> nn.Modu
     if cfg.compile:
         for layer in gpt.layers:
             layer.compile()  # in place: names stay
-    if ranks.size == 1:
+    if not dist.is_initialized():
         return objective
     if cfg.parallel == "ddp":
         # The null tables are equal from the start and never change, so no buffer is sent around.

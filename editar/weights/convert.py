@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
 from editar.errors import CheckpointError
@@ -204,9 +203,7 @@ def official_optimizer(gpt: GPT, moments: dict[str, Any], cfg: OptimConfig) -> d
 def read_source(folder: Path) -> dict[str, Any]:
     """source.json of an imported folder, {} for a training of ours."""
     file = folder / "source.json"
-    if not file.is_file():
-        return {}
-    return OmegaConf.to_container(read_yaml(file))  # type: ignore[return-value]
+    return read_yaml(file) if file.is_file() else {}
 
 
 def official_args(cfg: TrainConfig) -> dict[str, Any]:

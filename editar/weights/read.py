@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from editar.config import RopeConfig, override, read_yaml
+from editar.config import RopeConfig, from_plain, read_yaml
 from editar.errors import CheckpointError, one_line
 from editar.runtime.files import load_weights, some
-from editar.weights.fetch import hub_file
 
 State = dict[str, torch.Tensor]
 
@@ -66,6 +64,8 @@ def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
         if not path.is_file():
             raise CheckpointError(f"{source}: this folder holds no model.safetensors")
     elif not path.is_file():
+        from editar.weights.fetch import hub_file  # needs OmegaConf
+
         path = hub_file(str(source))
     info = WeightsInfo(str(source), path)
     raw = read_file(path)
@@ -131,9 +131,9 @@ def describe(state: State, info: WeightsInfo) -> None:
         if config.is_file():
             run = read_yaml(config)
             gpt, rope = run.get("gpt"), run.get("rope")
-            if isinstance(gpt, DictConfig):
+            if isinstance(gpt, dict):
                 info.sizes["n_head"] = gpt.get("n_head", info.sizes["n_head"])
-            info.rope = override(RopeConfig(), rope, f"{config}: rope") if isinstance(rope, DictConfig) else None
+            info.rope = from_plain(RopeConfig, rope, f"{config}: rope.") if isinstance(rope, dict) else None
         elif info.kind == "gpt_editar" and info.layout == "model":
             info.rope = RopeConfig()
     elif all(key in state and state[key].dim() >= 2 for key in VQ_MARKERS):

@@ -75,6 +75,15 @@ def test_pad_positions_are_not_zeroed_and_do_not_act(folder: Path) -> None:
     torch.testing.assert_close(short[:, :6], long[:, :6], rtol=0, atol=1e-6)
 
 
+def test_equal_texts_are_encoded_once(folder: Path) -> None:
+    text, seen = encoder(folder), []
+    text.model.register_forward_pre_hook(lambda model, args, given: seen.append(given["input_ids"]), with_kwargs=True)
+    found = text([SHORT, "red", SHORT, "red", "blue"])
+    assert [len(ids) for ids in seen] == [3]
+    for row, words in enumerate([SHORT, "red", SHORT, "red", "blue"]):
+        torch.testing.assert_close(found[row], text([words])[0], rtol=0, atol=1e-6)
+
+
 def test_truncation_warns_once_and_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = encoder(folder, 6)
     capsys.readouterr()  # transformers' progress bar
