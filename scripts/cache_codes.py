@@ -25,7 +25,11 @@ def cache_codes(cfg: TrainConfig) -> None:
         raise ConfigError("data.cache is null; give the folder that the codes go to")
     with distributed(cfg.device) as ranks:
         tokenizer = build_tokenizer(cfg, ranks.device)
-        teacher = build_teacher_of(cfg, ranks.device) if cfg.data.cache_features else None
+        teacher = (
+            build_teacher_of(cfg, ranks.device)
+            if cfg.data.cache_features or cfg.data.cache_pictures == "exact"
+            else None
+        )
         checksum = tokenizer_checksum(tokenizer)
         for source in open_sources(cfg.data).values():
             build_cache(cfg, source, tokenizer, checksum, teacher, ranks)

@@ -104,7 +104,7 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
         if cfg.data.build_cache:
             build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
-        readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
+        readers.append(Reader(source, cache, cfg.image_size, encoders.teacher and encoders.teacher.prepare))
     mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
         shares = ", ".join(

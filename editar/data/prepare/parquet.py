@@ -207,24 +207,21 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     kept: dict[str, Any] = {name: None if row.get(name) is None else str(row[name]) for name in names}
     if not any((kept[name] or "").strip() for name in layout.texts):
         raise Dropped("no text")
-    size = (0, 0)
     for name in layout.images:
         value = row[name] if isinstance(row[name], dict) else {"bytes": row[name], "path": None}
-        size = check_image(value.get("bytes"), name)
+        check_image(value.get("bytes"), name)
         kept[name] = {"bytes": value["bytes"], "path": value.get("path")}
     if layout.labels:
-        kept[layout.labels] = {"bytes": check_labels(row[layout.labels], size), "path": None}
+        kept[layout.labels] = {"bytes": check_labels(row[layout.labels]), "path": None}
     return kept
 
 
-def check_labels(value: Any, size: tuple[int, int]) -> bytes:
-    """A label map of a picture of `size` (height, width) -> PNG. Raises Dropped."""
+def check_labels(value: Any) -> bytes:
+    """A label map -> PNG. Raises Dropped."""
     try:
         labels = label_map(value)
     except DataError as error:
         raise Dropped("unreadable label map", str(error)) from None
-    if labels.shape != size:
-        raise Dropped("label map of another size", f"labels {labels.shape}, image {size}")
     if unknown := np.setdiff1d(labels, [*range(CLASSES), 255]).tolist():
         raise Dropped("unknown label ids", f"{unknown[:5]}; known are 0..{CLASSES - 1} and 255")
     return encode_image(labels)
