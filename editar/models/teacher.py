@@ -50,7 +50,7 @@ class HubTeacher:
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
         processor = from_pretrained(AutoImageProcessor, cfg.weights)
-        self.prepare = partial(prepare, sizes_of(processor))
+        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(prepare, sizes_of(processor))
         self.mean, self.std = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
         model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)

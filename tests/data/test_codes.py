@@ -62,12 +62,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, five_sources: dict[str, Path
     return folder
 
 
-def streams(cfg: TrainConfig, pictures: bool = True) -> TrainStream:
+def streams(cfg: TrainConfig) -> TrainStream:
+    teacher = build_teacher_of(cfg, WORLD.device)
+    assert teacher is not None
     tokenizer = build_tokenizer(cfg, WORLD.device)
     checksum = encode.tokenizer_checksum(tokenizer)
     sources = open_sources(cfg.data)
     readers = [
-        Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, pictures)
+        Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, teacher.prepare)
         for s in sources.values()
     ]
     mixture = Mixture({n: s.cfg.weight for n, s in sources.items()}, {n: len(s) for n, s in sources.items()}, 0)
@@ -147,10 +149,11 @@ def test_stored_features_come_back(five_sources: dict[str, Path], tiny_tokenizer
     teacher = build_teacher_of(cfg, WORLD.device)
     source = open_sources(cfg.data)["cocostuff"]
     checksum = encode.tokenizer_checksum(build_tokenizer(cfg, WORLD.device))
-    item = Reader(source, encode.open_cache(cfg, source, checksum), 64, pictures=True).item(2, 0.0, 0.0)
-    pixels = Reader(source, None, 64, pictures=True).item(2, 0.0, 0.0)
-    assert teacher is not None and item.features is not None and item.picture is None
-    expected = teacher(encode.batch_to_tensor(pixels.target[None]))[0].numpy()
+    assert teacher is not None
+    item = Reader(source, encode.open_cache(cfg, source, checksum), 64, teacher.prepare).item(2, 0.0, 0.0)
+    pixels = Reader(source, None, 64, teacher.prepare).item(2, 0.0, 0.0)
+    assert pixels.picture is not None and item.features is not None and item.picture is None
+    expected = teacher(torch.from_numpy(pixels.picture[None]))[0].numpy()
     np.testing.assert_allclose(item.features, expected, atol=2e-3)
 
 
