@@ -51,14 +51,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = write_pixels(Path(folder), options.pictures)
         cache = write_cache(Path(folder) / "cache", source)
-        readers = {"pixels, 512 px PNG": Reader(source, None, 512, pictures=True)}
+        readers = {"pixels, 512 px PNG": Reader(source, None, 512, np.asarray)}
         for name, in_memory in (("codes, from disk", False), ("codes, in memory", True)):
             for pictures in (True, False):
                 stored = codes.CodesCache(cache.folder, cache.manifest, 0.0)
                 stored.in_memory = in_memory
                 codes.OPEN_SHARDS = 1  # as with millions of rows, hardly any shard is open already
                 readers[f"{name}, {'with' if pictures else 'no'} teacher picture"] = Reader(
-                    source, stored, 512, pictures
+                    source, stored, 512, np.asarray if pictures else None
                 )
         rows = [measure(name, reader, n, options.seconds) for name, reader in readers.items() for n in options.workers]
     for row in rows:

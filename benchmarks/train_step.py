@@ -30,6 +30,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -172,13 +173,14 @@ def ours(
     engine = parallelise(Objective(gpt, cfg.loss), cfg, Ranks(0, 1, device))
     optimizers = make_optimizers(gpt, cfg.optim)
     images = batch_to_tensor(pictures)
+    seen = None if teacher is None else np.stack([teacher[1].prepare(one) for one in pictures[batch:].cpu().numpy()])
     with torch.no_grad():
         codes = tokenizer.encode(images)
 
     def step() -> float:
         with torch.no_grad():
             now = tokenizer.encode(images) if name == "online" else codes
-            features = teacher[1](images[batch:]) if teacher else None
+            features = teacher[1](torch.from_numpy(seen)) if teacher else None
         text = encoder.embed(encoder.tokenize(words))
         gpt.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):

@@ -27,8 +27,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
-def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def load_image(source: str | Path | bytes, name: str | None = None, official: bool = False) -> Image.Image:
     """Open any picture a person has, a file or a file's content, as upright 8-bit RGB.
+
+    `official`: Pillow's `convert("RGB")` alone, as in EditAR's data sets: no EXIF, alpha is dropped.
 
     Nothing is decoded of more than Pillow's limit of 178,956,970 pixels, or of a shape beyond MAX_ASPECT.
     Handles EXIF rotation, palettes, alpha (over white), CMYK, grey, 16-bit and float images.
@@ -50,6 +52,8 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
                         f"{name}: {width}x{height} has one side more than {MAX_ASPECT} times the other; crop it"
                     )
                 image.load()
+                if official:
+                    return image.convert("RGB")
                 ImageOps.exif_transpose(image, in_place=True)
     except ImageError:
         raise
@@ -142,12 +146,14 @@ def batch_to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, clamped and truncated as the official scripts do."""
-    return quantise(images).permute(0, 2, 3, 1).cpu().numpy()
+    scaled = (images.detach().float().clamp(-1, 1) + 1) / 2 * 255
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def quantise(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1] -> uint8 of the same shape on the same device, as `to_uint8`."""
-    return ((images.detach().float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+def round_to_uint8(images: torch.Tensor) -> np.ndarray:
+    """As `to_uint8`, but rounded half up, as torchvision's `save_image` does it."""
+    scaled = (images.detach().float().clamp(-1, 1) + 1) / 2 * 255 + 0.5
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def save_image(image: Image.Image | np.ndarray, path: str | Path, **options: Any) -> None:

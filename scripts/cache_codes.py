@@ -25,7 +25,8 @@ def cache_codes(cfg: TrainConfig) -> None:
         raise ConfigError("data.cache is null; give the folder that the codes go to")
     with distributed(cfg.device) as ranks:
         tokenizer = build_tokenizer(cfg, ranks.device)
-        teacher = build_teacher_of(cfg, ranks.device) if cfg.data.cache_features else None
+        needed = cfg.data.cache_features or cfg.data.cache_pictures == "exact"
+        teacher = build_teacher_of(cfg, ranks.device) if needed else None
         checksum = tokenizer_checksum(tokenizer)
         for source in open_sources(cfg.data).values():
             build_cache(cfg, source, tokenizer, checksum, teacher, ranks)

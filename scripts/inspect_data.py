@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
     sources = open_sources(cfg.data)
-    readers = [Reader(source, None, cfg.image_size, pictures=False) for source in sources.values()]
+    readers = [Reader(source, None, cfg.image_size) for source in sources.values()]
     mixture = mixture_of(sources, cfg.seed)
     chosen, _ = mixture.locate(np.arange(SHARE_DRAWS, dtype=np.uint64))
     for index, (name, source) in enumerate(sources.items()):

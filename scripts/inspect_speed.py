@@ -50,7 +50,7 @@ def main() -> None:
             "sampling.greedy=true draws nothing; give sampling.greedy=false and a low sampling.temperature"
         )
     data = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_speed", *others]).data
-    readers = [Reader(source, None, pipeline.cfg.image_size, False) for source in open_sources(data).values()]
+    readers = [Reader(source, None, pipeline.cfg.image_size) for source in open_sources(data).values()]
     rows = HeldoutRows(readers)
     items = [item for _, item in rows.__getitems__(list(range(min(options.samples, len(rows)))))]
     pairs = [conditioned(pipeline, part) for part in parts(items, options.batch)]

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Table 2: pictures from depth maps, edges and label maps; depth RMSE, edge SSIM, mIoU and FID beside the paper's rows.
-#   CHECKPOINT=checkpoints/editar-xl DEPTH=DIR CANNY=DIR COCOSTUFF=DIR [GPUS=8] scripts/table2.sh [key=value ...]
+#   CHECKPOINT=checkpoints/editar-xl DEPTH=DIR COCOSTUFF=DIR [CANNY=DIR] [GPUS=8] scripts/table2.sh [key=value ...]
+# Edges are those of the depth set's pictures, as in EditAR's script. CANNY=MultiGen-20M_canny_eval takes ControlNet++'s
+# set instead: with protocol=controlnet++ that is right, otherwise the row is marked as not comparable.
 # Needs the checkpoint, the validation sets (docs/evaluation.md) and the scoring networks (fetch_weights.py evaluate).
 # Estimate at 1 s a picture: 15,000 pictures take 4.5 hours on one GPU and 45 minutes on eight, of which scoring takes 15.
 source "$(dirname "$0")/eval.sh"
-DEPTH=${DEPTH:?MultiGen-20M_depth_eval} CANNY=${CANNY:?MultiGen-20M_canny_eval} COCOSTUFF=${COCOSTUFF:?Captioned_COCOStuff}
+DEPTH=${DEPTH:?MultiGen-20M_depth_eval} CANNY=${CANNY:-$DEPTH} COCOSTUFF=${COCOSTUFF:?Captioned_COCOStuff}
 for task in depth canny cocostuff; do
   root=${task^^}
   run_eval benchmark="$task" root="${!root}" checkpoint="${CHECKPOINT:?a run folder}" \

@@ -12,6 +12,14 @@ SHAPE_COUNTS = (1, 2, 2, 3)
 
 
 @dataclass
+class CannyConfig:
+    """Which Canny: `kornia` at 0.1 / 0.2 (EditAR's and ControlNet++'s scripts), or `cv2`, OpenCV's at 100 / 200
+    (the thresholds of EditAR's text). `editar.conditions.canny`."""
+
+    operator: str = setting("kornia", choices=("kornia", "cv2"))
+
+
+@dataclass
 class SourceConfig:
     """One data set of the mixture; `configs/source/*.yaml` has the paper's five, `nano` and `folder`.
 
@@ -25,6 +33,9 @@ class SourceConfig:
     removal    `guarded` uses only texts that begin with "Add" backwards; `editar` cuts four characters
                off any text
     condition  COCO-Stuff: the `control_seg` picture, or `labels` coloured by a fixed palette
+    canny      multigen_canny: the operator
+    images     `official`: only converted to RGB, so alpha is dropped and EXIF not read, as the official
+               loaders do; `upright`: turned by EXIF, alpha over white, 16-bit scaled
     """
 
     kind: str = setting("folder", choices=KINDS)
@@ -36,6 +47,8 @@ class SourceConfig:
     backward: float = setting(0.0, least=0, most=1)
     removal: str = setting("guarded", choices=("guarded", "editar"))
     condition: str = setting("control_seg", choices=("control_seg", "labels"))
+    canny: CannyConfig = field(default_factory=CannyConfig)
+    images: str = setting("upright", choices=("upright", "official"))
 
     def check(self, name: str) -> None:
         key = f"data.sources.{name}"
@@ -70,6 +83,9 @@ class DataConfig(NanoDataConfig):
     cache: str | None = None  # folder of codes; null reads pixels and encodes them in the loop
     build_cache: bool = False  # make what the cache lacks before training (else scripts/cache_codes.py does)
     cache_features: bool = False  # also keep this teacher's features of the target (small teachers only)
+    # What a cache keeps for the teacher: `exact` its own input (80 KB a picture), for that teacher alone, or `jpeg`
+    # (35 KB) for any teacher, which sees JPEG noise and resizes a second time.
+    cache_pictures: str = setting("jpeg", choices=("jpeg", "exact"))
     max_bad_share: float = setting(0.01, least=0, most=1)  # more unreadable rows than this stop the run
 
     def check(self) -> None:

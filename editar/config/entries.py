@@ -8,7 +8,7 @@ from typing import Any
 from editar.config.baseline import BaselineConfig
 from editar.config.checks import check_gpt, check_tokenizer
 from editar.config.compose import override
-from editar.config.data import DataConfig, DropConfig, NanoDataConfig
+from editar.config.data import CannyConfig, DataConfig, DropConfig, NanoDataConfig
 from editar.config.evaluation import NetworkSources
 from editar.config.fields import setting
 from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
@@ -188,7 +188,9 @@ class EvalConfig:
     samples: int = setting(240, least=1)  # nano
     data_seed: int | None = setting(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = False  # nano
-    protocol: str = setting("editar", choices=("editar", "controlnet++"))  # Table 2
+    protocol: str = setting("editar", choices=("editar", "editar-aligned", "controlnet++"))  # Table 2
+    canny: CannyConfig = field(default_factory=CannyConfig)  # Table 2
+    evaluator: str = setting("current", choices=("current", "2023"))  # PIE-Bench: libraries of EditAR, of PnPInversion
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
     rows: int | None = setting(None, least=1)  # Table 2 and folder: only the first rows
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root

@@ -3,9 +3,9 @@
 CACHE/NAME/manifest.json   what the codes depend on; a run that needs another cache is told what differs
 CACHE/NAME/codes-00000.parquet   SHARD_ROWS rows each; row r of the source is row r of the cache
 
-A row keeps both pictures' codes, its texts in both directions, and small JPEGs for the teacher, so that
-direction, wording and teacher can still be chosen when it is read. A row that could not be read keeps
-its place and its reason.
+A row keeps both pictures' codes, its texts in both directions, and pictures for the teacher, so that
+direction and wording can still be chosen when it is read: small JPEGs, which any teacher can read, or one
+teacher's own input, exactly. A row that could not be read keeps its place and its reason.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from editar.images import encode_image
 from editar.runtime.files import parse_json
 
 FORMAT = 1
+JPEG = "jpeg"  # pictures of up to 256 px, that the teacher still resizes and crops
 PREPROCESSING = "lanczos-short-side-centre-crop-1"  # editar.images.resize_and_crop; change with its pixels
 SHARD_ROWS = 1024
 GROUP_ROWS = 32  # rows of one parquet row group: what one random read costs
@@ -44,7 +45,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """What a cache depends on. `features` names the teacher whose features are stored, if any."""
+    """What a cache depends on. `features` names the teacher whose features are stored, if any; `pictures` is JPEG or
+    names the teacher whose input is stored."""
 
     source: str
     revision: str
@@ -54,6 +56,7 @@ class CacheManifest:
     image_size: int
     grid: int
     features: str = ""
+    pictures: str = JPEG
     preprocessing: str = PREPROCESSING
     format: int = FORMAT
 
@@ -88,7 +91,8 @@ def stored_manifest(cache: str | None, name: str) -> CacheManifest | None:
 
 def texts_key(cfg: SourceConfig) -> str:
     """The settings that decide a row's pictures and texts (the chance of reversal does not)."""
-    return json.dumps([cfg.kind, cfg.prompt, cfg.wording, cfg.empty, cfg.removal, cfg.condition])
+    changed = [v for v, usual in ((cfg.images, "upright"), (cfg.canny.operator, "kornia")) if v != usual]
+    return json.dumps([cfg.kind, cfg.prompt, cfg.wording, cfg.empty, cfg.removal, cfg.condition, *changed])
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
@@ -101,7 +105,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A cached row: codes (N,) uint16, JPEG bytes of up to 256 px, features (T, C) float16 or None."""
+    """A cached row: codes (N,) uint16, JPEG or PNG bytes, features (T, C) float16 or None."""
 
     id: str
     task: str
@@ -192,7 +196,7 @@ def pack_features(features: np.ndarray) -> bytes:
 
 
 def pack_picture(picture: np.ndarray, size: int = 256) -> bytes:
-    """(H, W, 3) uint8 -> JPEG, short side at most `size`: all a teacher needs (it resizes to 256, crops 224)."""
+    """(H, W, 3) uint8 -> JPEG, short side at most `size`: near what a teacher sees, which resizes it once more."""
     image = Image.fromarray(picture)
     if min(image.size) > size:
         image = image.resize((size, size), Image.Resampling.BICUBIC)

@@ -7,7 +7,9 @@ stopped, and the bytes do not depend on ranks, workers or interruptions.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from editar.data.codes import SCHEMA, SHARD_ROWS, CacheManifest, CodesCache
 from editar.data.sample import BadRow, resize_pair
 from editar.data.sources import Source
 from editar.errors import ConfigError
-from editar.images import batch_to_tensor
+from editar.images import batch_to_tensor, encode_image
 from editar.models.teacher import Teacher
 from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
@@ -37,8 +39,8 @@ BATCH = 32  # pairs encoded at once
 class RawRows(Dataset[dict[str, Any]]):
     """Rows of SCHEMA, whose source and target are still pictures, (size, size, 3) uint8; made in a worker."""
 
-    def __init__(self, source: Source, rows: range, size: int) -> None:
-        self.source, self.rows, self.size = source, rows, size
+    def __init__(self, source: Source, rows: range, size: int, pack: Callable[[np.ndarray], bytes]) -> None:
+        self.source, self.rows, self.size, self.pack = source, rows, size, pack
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,9 +60,14 @@ class RawRows(Dataset[dict[str, Any]]):
             "target": target,
             "forward": list(pair.texts.instructions),
             "backward": backward,
-            "source_picture": codes.pack_picture(source) if backward else None,
-            "target_picture": codes.pack_picture(target),
+            "source_picture": self.pack(source) if backward else None,
+            "target_picture": self.pack(target),
         }
+
+
+def pack_prepared(prepare: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 -> PNG of what the teacher is about to see."""
+    return encode_image(prepare(picture))
 
 
 def tokenizer_checksum(tokenizer: VQModel) -> str:
@@ -74,6 +81,10 @@ def tokenizer_checksum(tokenizer: VQModel) -> str:
 
 def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
     """What `source`'s cache must have been made of under this config."""
+    pictures = f"exact:{cfg.teacher.name}" if cfg.data.cache_pictures == "exact" else codes.JPEG
+    if cfg.teacher.name == "none" or cfg.data.cache_features:  # no picture is read: any will do
+        found = codes.stored_manifest(cfg.data.cache, source.name)
+        pictures = found.pictures if found else codes.JPEG
     return CacheManifest(
         source=source.name,
         revision=source.revision,
@@ -83,6 +94,7 @@ def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheM
         image_size=cfg.image_size,
         grid=cfg.gpt.grid,
         features=f"{cfg.teacher.name}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}" if cfg.data.cache_features else "",
+        pictures=pictures,
     )
 
 
@@ -99,6 +111,11 @@ def build_cache(
     wanted = expected_manifest(cfg, source, checksum)
     if wanted.features and source.cfg.backward > 0:
         raise ConfigError(f"data.cache_features=true cannot hold {source.name}, whose pairs are used backwards too")
+    pack: Callable[[np.ndarray], bytes] = codes.pack_picture
+    if wanted.pictures != codes.JPEG:
+        if teacher is None:
+            raise ConfigError(f"{folder} keeps pictures {wanted.pictures}; give that teacher to go on")
+        pack = partial(pack_prepared, teacher.prepare)
     teacher = teacher if wanted.features else None
     found = wanted.read(folder)
     ranks.barrier()  # every rank must have listed what is missing before any writes
@@ -112,7 +129,7 @@ def build_cache(
     with tqdm(total=rows, desc=source.name, unit="row", mininterval=2, disable=not (mine and ranks.is_main)) as bar:
         for shard in mine:
             last = min((shard + 1) * SHARD_ROWS, wanted.rows)
-            dataset = RawRows(source, range(shard * SHARD_ROWS, last), cfg.image_size)
+            dataset = RawRows(source, range(shard * SHARD_ROWS, last), cfg.image_size, pack)
             records: list[dict[str, Any]] = []
             for batch in DataLoader(dataset, batch_size=BATCH, collate_fn=list, num_workers=cfg.num_workers):
                 encode([row for row in batch if row["bad"] is None], tokenizer, teacher, ranks.device)
@@ -130,7 +147,10 @@ def encode(rows: list[dict[str, Any]], tokenizer: VQModel, teacher: Teacher | No
         batch_to_tensor(np.stack([row[name] for row in rows])).to(device) for name in ("source", "target")
     )
     both = tokenizer.encode(torch.cat([sources, targets])).cpu().numpy().astype(np.uint16)  # (2B, N)
-    packed = [None] * len(rows) if teacher is None else map(codes.pack_features, teacher(targets).cpu().numpy())
+    packed: Iterable[bytes | None] = [None] * len(rows)
+    if teacher is not None:
+        seen = torch.from_numpy(np.stack([teacher.prepare(row["target"]) for row in rows]))
+        packed = map(codes.pack_features, teacher(seen).cpu().numpy())
     for row, source, target, features in zip(rows, *np.split(both, 2), packed, strict=True):
         row |= {"source": source.tobytes(), "target": target.tobytes(), "features": features}
 

@@ -8,7 +8,7 @@ next draw of its source, and reported.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from editar.data import stream
+from editar.data import codes, stream
 from editar.data.codes import CodesCache, unpack_picture
 from editar.data.mixture import Mixture
 from editar.data.sample import BadRow, resize_pair
@@ -38,7 +38,7 @@ class Item:
     instruction: str
     source: np.ndarray
     target: np.ndarray
-    picture: np.ndarray | None = None  # (h, w, 3) uint8, the target as the teacher sees it
+    picture: np.ndarray | None = None  # (h, w, 3) uint8, the target as the teacher's `prepare` makes it
     features: np.ndarray | None = None  # (T, C) float16
     replaced: tuple[tuple[str, str], ...] = ()  # (row, reason) of the bad rows this one stands in for
 
@@ -97,10 +97,17 @@ def collate(pairs: list[tuple[int, Item]]) -> Batch:
 
 
 class Reader:
-    """A source, read as codes or as pixels: `item(row, direction, wording)`, or BadRow."""
+    """A source, read as codes or as pixels: `item(row, direction, wording)`, or BadRow. `prepare` is the teacher's,
+    None without one."""
 
-    def __init__(self, source: Source, cache: CodesCache | None, size: int, pictures: bool) -> None:
-        self.source, self.cache, self.size, self.pictures = source, cache, size, pictures
+    def __init__(
+        self,
+        source: Source,
+        cache: CodesCache | None,
+        size: int,
+        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.source, self.cache, self.size, self.prepare = source, cache, size, prepare
 
     def item(self, row: int, direction: float, wording: float) -> Item:
         if self.cache is None:
@@ -108,14 +115,17 @@ class Reader:
             first, second = resize_pair(pair, self.size)
             reverse, instruction = pair.texts.choose(direction, wording)
             source, target = (second, first) if reverse else (first, second)
-            return Item(pair.task, pair.id, instruction, source, target, target if self.pictures else None)
+            seen = self.prepare(target) if self.prepare else None
+            return Item(pair.task, pair.id, instruction, source, target, seen)
         found = self.cache[row]
         reverse, instruction = found.texts.choose(direction, wording)
-        codes = (found.target, found.source) if reverse else (found.source, found.target)
-        source, target = (value.astype(np.int64) for value in codes)
-        jpeg = found.source_picture if reverse else found.target_picture
-        picture = unpack_picture(jpeg) if self.pictures and found.features is None and jpeg is not None else None
-        features = found.features if self.pictures else None
+        both = (found.target, found.source) if reverse else (found.source, found.target)
+        source, target = (value.astype(np.int64) for value in both)
+        stored, picture = found.source_picture if reverse else found.target_picture, None
+        if self.prepare and found.features is None and stored is not None:
+            picture = unpack_picture(stored)
+            picture = self.prepare(picture) if self.cache.manifest.pictures == codes.JPEG else picture
+        features = found.features if self.prepare else None
         return Item(found.task, found.id, instruction, source, target, picture, features)
 
 

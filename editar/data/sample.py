@@ -37,14 +37,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of a data set. `source` None stands for the Canny edges of the target, which depend on
-    the training resolution (`finish`)."""
+    """A row of a data set. `source` None stands for the Canny edges of the target by `operator`, which depend on
+    the training resolution (`resize_pair`)."""
 
     id: str
     task: str
     source: Image.Image | None
     target: Image.Image
     texts: Texts
+    operator: str = "kornia"
 
 
 @dataclass(frozen=True)
@@ -68,4 +69,4 @@ def resize_pair(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
     target = np.array(resize_and_crop(pair.target, size))
     if pair.source is not None:
         return np.array(resize_and_crop(pair.source, size)), target
-    return to_uint8(canny_condition(batch_to_tensor(target[None])))[0], target
+    return to_uint8(canny_condition(batch_to_tensor(target[None]), pair.operator))[0], target

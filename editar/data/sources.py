@@ -28,14 +28,14 @@ PIPE_TEXTS = ("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Datas
 Row = dict[str, Any]
 
 
-def picture(row: Row, column: str) -> Image.Image:
-    """An image column, as raw bytes or as an undecoded struct -> RGB picture."""
+def picture(row: Row, column: str, images: str = "upright") -> Image.Image:
+    """An image column, as raw bytes or as an undecoded struct -> RGB picture (`SourceConfig.images`)."""
     value = row.get(column)
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
         raise BadRow(f"{column} holds no image bytes")
     try:
-        return load_image(data, name=column)
+        return load_image(data, name=column, official=images == "official")
     except ImageError as error:
         raise BadRow(str(error)) from None
 
@@ -49,7 +49,8 @@ def text(row: Row, column: str) -> str:
 
 def pipe(row: Row, id: str, cfg: SourceConfig) -> Pair:
     """paint-by-inpaint/PIPE: the source lacks an object that the target has."""
-    return Pair(id, "pipe", picture(row, "source_img"), picture(row, "target_img"), pipe_texts(row, cfg))
+    source, target = (picture(row, name, cfg.images) for name in ("source_img", "target_img"))
+    return Pair(id, "pipe", source, target, pipe_texts(row, cfg))
 
 
 def pipe_texts(row: Row, cfg: SourceConfig) -> Texts:
@@ -94,19 +95,18 @@ PLAIN_COLUMNS = {
 def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:
     target, words, *source = PLAIN_COLUMNS[cfg.kind]
     instruction = cfg.prompt.replace("{}", text(row, words))
-    first = picture(row, source[0]) if source else None
-    return Pair(id, cfg.kind, first, picture(row, target), Texts((instruction,)))
+    first = picture(row, source[0], cfg.images) if source else None
+    return Pair(id, cfg.kind, first, picture(row, target, cfg.images), Texts((instruction,)), cfg.canny.operator)
 
 
 def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
-    """limingcv/Captioned_COCOStuff: coloured label map -> photograph."""
+    """limingcv/Captioned_COCOStuff: coloured label map -> photograph. Their stored sizes may differ: each is
+    resized and cropped by itself, as officially."""
     if cfg.condition == "labels":
         source = Image.fromarray(colour_labels(label_map(row["panoptic_seg_map"]), label_palette()))
     else:
-        source = picture(row, "control_seg")
-    target = picture(row, "image")
-    if source.size != target.size:
-        raise BadRow(f"the label picture is {source.size}, the image {target.size}")
+        source = picture(row, "control_seg", cfg.images)
+    target = picture(row, "image", cfg.images)
     return Pair(id, "cocostuff", source, target, Texts((cfg.prompt.replace("{}", text(row, "prompt")),)))
 
 

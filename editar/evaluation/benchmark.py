@@ -17,7 +17,7 @@ import torch
 from editar.config import EvalConfig
 from editar.errors import ConfigError
 from editar.generation.editors import Editor
-from editar.generation.generate import EditJob
+from editar.generation.generate import TRUNCATED, EditJob, Renderings
 from editar.generation.result_folder import ResultFolder
 from editar.images import load_image
 from editar.metrics.networks import Missing
@@ -73,6 +73,10 @@ class Benchmark(ABC):
 
     @abstractmethod
     def scorer(self, device: torch.device) -> Scorer: ...
+
+    def renderings(self) -> Renderings:
+        """What is kept of each output of a checkpoint."""
+        return TRUNCATED
 
     def also_make(self, editor: Editor, folder: Path) -> None:  # noqa: B027 - most benchmarks make nothing else
         """Further pictures of the editor beside images/, made by the first process."""

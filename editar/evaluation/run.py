@@ -25,7 +25,7 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
     with distributed(cfg.device) as ranks:
         if cfg.stage != "score":
             editor = open_editor(cfg, ranks.device)
-            generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum)
+            generate_results(editor, benchmark.jobs(), folder, ranks, benchmark.sources_sum, benchmark.renderings())
             if ranks.is_main:
                 benchmark.also_make(editor, folder)
     if not ranks.is_main or cfg.stage == "generate":

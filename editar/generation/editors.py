@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,8 @@ from editar.generation.diffusers_baselines import DiffusersEditor
 from editar.runtime.files import checksum
 from editar.sampling.pipeline import EditPipeline
 
+# A finished picture (S, S, 3) uint8, or one before it is brought to 8 bits, (3, S, S) float32 in [-1, 1] on the CPU.
+Output = np.ndarray | torch.Tensor
 WITHOUT_EFFECT = ("batch_size", "window")  # sampling settings that change the time, not the pictures
 
 
@@ -37,7 +40,7 @@ class Editor(Protocol):
         """What editing cost so far, for the record; {} where nothing is counted."""
         ...
 
-    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
+    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> Sequence[Output]:
         """(size, size, 3) uint8 each -> the edited pictures; `ids` choose each one's random numbers."""
         ...
 
@@ -64,8 +67,8 @@ class ModelEditor:
         names = ("images", "passes_per_image", "codes_per_pass", "images_per_s")
         return {name: getattr(stats, name) for name in names} if stats.images else {}
 
-    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[np.ndarray]:
-        return self.pipeline.edit_arrays(sources, texts, ids)
+    def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> Sequence[Output]:
+        return self.pipeline.edit_arrays(sources, texts, ids, finish=lambda made: made.float().clamp(-1, 1).cpu())
 
 
 def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:

@@ -3,29 +3,34 @@
 FOLDER/manifest.json    what made it: checksums of weights and sources, sampling settings, instructions
 FOLDER/images/NAME.png  written atomically, stamped with the manifest (`editar.generation.manifest`);
                         finished ones are never redone
+FOLDER/KIND/NAME.png    what else a benchmark keeps of an output before it is brought to 8 bits
 FOLDER/generation.json  passes an image, codes a pass and images/s of every process, where the editor counts them
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from editar.errors import BenchmarkError, ConfigError, one_line
-from editar.generation.editors import Editor
+from editar.generation.editors import Editor, Output
 from editar.generation.manifest import MANIFEST, ResultManifest, cut_short, read_result_manifest, save_stamped
-from editar.images import resize_and_crop
+from editar.images import resize_and_crop, to_uint8
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import parse_json, write_json
 from editar.runtime.log import say
 
 COST = "generation.json"
+# Folder -> what it holds of an output (3, S, S) in [-1, 1]; `images` comes last.
+Renderings = Mapping[str, Callable[[torch.Tensor], np.ndarray]]
+TRUNCATED: Renderings = {"images": lambda output: to_uint8(output[None])[0]}  # as EditAR's scripts
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,12 @@ class EditJob:
 
 
 def generate_results(
-    editor: Editor, jobs: list[EditJob], folder: Path, ranks: Ranks, sources_sum: Callable[[], str]
+    editor: Editor,
+    jobs: list[EditJob],
+    folder: Path,
+    ranks: Ranks,
+    sources_sum: Callable[[], str],
+    renderings: Renderings = TRUNCATED,
 ) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order.
 
@@ -55,7 +65,8 @@ def generate_results(
     if ranks.is_main:
         instructions = {job.id: text for job, text in zip(jobs, texts, strict=True)}
         settings = {"image_size": editor.size, "instructions": instructions, "sources_sha256": sources_sum()}
-        claim(folder, editor.describe() | settings)
+        kept = {} if renderings is TRUNCATED else {"kept": list(renderings)}
+        claim(folder, editor.describe() | settings | kept)
         for file in filter(cut_short, files):
             file.unlink()
             say(f"{file}: cut short; made again")
@@ -73,11 +84,20 @@ def generate_results(
             sources = [to_size(jobs[i].source(), editor.size) for i in part]
             outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
-                save_stamped(to_size(output, jobs[i].size or editor.size), files[i], made.stamp)
+                for kind, picture in rendered(output, jobs[i].size or editor.size, renderings).items():
+                    save_stamped(picture, folder / kind / f"{jobs[i].name}.png", made.stamp)
             bar.update(len(part))
     note_cost(folder, ranks.gather(editor.cost()) if mine or ranks.size > 1 else [], ranks)
     ranks.barrier()
     return files
+
+
+def rendered(output: Output, size: int, renderings: Renderings) -> dict[str, np.ndarray]:
+    """What is saved of an output; only `images`, (size, size, 3) uint8, where it is finished or of another size."""
+    if isinstance(output, torch.Tensor) and output.shape[-1] == size:
+        return {kind: render(output) for kind, render in renderings.items()}
+    picture = TRUNCATED["images"](output) if isinstance(output, torch.Tensor) else output
+    return {"images": to_size(picture, size)}
 
 
 def note_cost(folder: Path, costs: list[dict[str, float]], ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ FILE.json                    {"id": "path of the picture", ...}, paths relative 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ class ResultFolder:
         if not self.map[id].is_file():
             raise BenchmarkError(f"{self.source}: id {id} points to {self.map[id]}, which is not there")
         return self.map[id]
+
+    def beside(self, kind: str, names: Iterable[str]) -> dict[str, Path]:
+        """Name -> what our own run kept beside images/ under KIND; {} unless all are there. Raises BenchmarkError
+        for pictures of another run."""
+        found = {} if self.made is None else {n: self.made.file.parent / kind / f"{n}.png" for n in names}
+        if self.made is None or not all(path.is_file() for path in found.values()):
+            return {}
+        self.made.check(found.values())
+        return found
 
     def check(self, names: dict[str, str]) -> None:
         """Every id of `names` (id -> name) has a picture, there are no others, and in a folder of ours all

@@ -8,8 +8,8 @@ similarity; the code is this mean of squares.
 Quirks of the official evaluator, kept:
   grey levels   pixels enter as 0..255 without division by 255, yet ImageNet's mean and standard
                 deviation are those of [0, 1] (`preprocess`)
-  antialias     torchvision's resize of tensors is antialiased since 0.17; the authors' 0.13 was not.
-                True is what their code gives today, False what it gave then (`StructureDistance`)
+  antialias     torchvision's resize of tensors is antialiased since 0.17; the authors' 0.13.1 was not.
+                True is what their code gives today, False what it gave then (`evaluator=2023`)
 """
 
 from __future__ import annotations

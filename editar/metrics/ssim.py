@@ -1,8 +1,8 @@
 """Squared error, PSNR, SSIM and multi-scale SSIM of batches of pictures, one number per picture.
 
-The definitions are torchmetrics' (1.9: the mean of SSIM runs over the whole picture, that of the
-contrast term leaves out five pixels at each border), float32. SSIM is written anew because its
-Gaussian is separable: torchmetrics convolves with 11x11 taps, here two banded matrices do it, about
+The definitions are torchmetrics' (since 1.4.2 the mean of SSIM runs over the whole picture, before it left
+out five pixels at each border, as that of the contrast term still does), float32. SSIM is written anew
+because its Gaussian is separable: torchmetrics convolves with 11x11 taps, here two banded matrices do it, about
 five times faster on a CPU (benchmarks/scoring.py) and equal to 1e-5.
 
 Pictures are (B, C, H, W) float32 in [0, 1]; results are (B,) float32 on the same device.
@@ -31,9 +31,11 @@ def psnr(error: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10(error)
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """11x11 Gaussian window of sigma 1.5, reflected borders, mean over pixels and channels."""
-    return torch.stack([_maps(x, y)[0].mean() for x, y in zip(a, b, strict=True)])
+def ssim(a: torch.Tensor, b: torch.Tensor, borders: bool = True) -> torch.Tensor:
+    """11x11 Gaussian window of sigma 1.5, reflected borders, mean over pixels and channels; without `borders`
+    over all but the five outermost rows and columns (torchmetrics before 1.4.2)."""
+    maps = (_maps(x, y)[0] for x, y in zip(a, b, strict=True))
+    return torch.stack([similarity.mean() if borders else _inner(similarity).mean() for similarity in maps])
 
 
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -49,12 +51,15 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if scale == len(MS_WEIGHTS) - 1:
             term = torch.stack([similarity.mean() for similarity, _ in pairs])
         else:
-            inner = slice(RADIUS, -RADIUS)
-            whole = [contrast.permute(2, 1, 0, 3).flatten(2) for _, contrast in pairs]  # tiles -> (C, H, W)
-            term = torch.stack([contrast[:, inner, inner].mean() for contrast in whole])
+            term = torch.stack([_inner(contrast).mean() for _, contrast in pairs])
         product = product * term.relu() ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return product
+
+
+def _inner(tiles: torch.Tensor) -> torch.Tensor:
+    """A map in tiles (see `_blur`) -> (C, H - 10, W - 10)."""
+    return tiles.permute(2, 1, 0, 3).flatten(2)[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
 
 
 def _maps(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

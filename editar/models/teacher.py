@@ -1,28 +1,36 @@
 """Frozen teachers of the distillation loss: pictures -> patch features (paper eq. 3).
 
-`dinov2` and `clip` follow EditAR's feature encoders (TokenAR feature_encoders/build.py): the
-network's own processor (resize, centre crop, normalise), last hidden state without the class token.
-The teacher therefore sees a crop while the student's map covers the whole picture; kept as it is.
-`hog` is a hand-made teacher that needs no download, for the nano world.
+`dinov2` and `clip` follow EditAR's feature encoders (TokenAR feature_encoders/build.py): the network's
+own processor (resize, centre crop, normalise), bfloat16 weights under autocast, last hidden state
+without the class token. The teacher therefore sees a crop while the student's map covers the whole
+picture; kept as it is. `hog` is a hand-made teacher that needs no download, for the nano world.
+
+`prepare` makes of a full-size picture the bytes that the network is about to see; data workers do it, and a
+codes cache may keep the result.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from editar.config import TeacherConfig
 from editar.errors import ConfigError
-from editar.images import quantise, to_uint8
+from editar.images import to_tensor, to_uint8
 from editar.runtime.device import pick_dtype
 from editar.runtime.hub import from_pretrained
 
 
 class Teacher(Protocol):
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, T, C) float32, no gradient."""
+    prepare: Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> (h, w, 3) uint8; picklable, without the network
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Prepared pictures (B, h, w, 3) uint8 -> (B, T, C) float32 on the teacher's device, no gradient."""
         ...
 
 
@@ -31,30 +39,58 @@ def build_teacher(cfg: TeacherConfig, device: torch.device, grid: int) -> Teache
     if cfg.name == "none":
         return None
     if cfg.name == "hog":
-        return HogTeacher(grid)
+        return HogTeacher(grid, device)
     return HubTeacher(cfg, device)
 
 
 class HubTeacher:
-    """DINOv2 or CLIP vision tower through transformers, with its own image processor; one of torchvision's backend
-    works where the pictures are, on a GPU without bringing them to the host."""
+    """DINOv2 or CLIP vision tower through transformers, with the sizes of its own image processor."""
 
     def __init__(self, cfg: TeacherConfig, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
-        self.processor = from_pretrained(AutoImageProcessor, cfg.weights)
-        of_transformers_5 = getattr(self.processor, "backend", None) == "torchvision"
-        self.takes_tensors = of_transformers_5 or getattr(self.processor, "is_fast", False)
+        processor = from_pretrained(AutoImageProcessor, cfg.weights)
+        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(prepare, sizes_of(processor))
+        self.mean, self.std = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
         model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = quantise(images) if self.takes_tensors else to_uint8(images)
-        batch = self.processor(images=list(pictures), return_tensors="pt")
-        pixels = batch["pixel_values"].to(self.device, self.dtype)
-        return self.model(pixel_values=pixels).last_hidden_state[:, 1:].float()
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        pixels = (pictures.to(self.device).float() / 255 - self.mean) / self.std
+        half = self.dtype != torch.float32  # under autocast, as officially: layer norms stay float32
+        with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
+            features = self.model(pixel_values=pixels.permute(0, 3, 1, 2).to(self.dtype)).last_hidden_state
+        return features[:, 1:].float()
+
+
+Sizes = tuple[int | tuple[int, int], tuple[int, int] | None, int]  # resize: short side or (w, h); crop (w, h); filter
+
+
+def sizes_of(processor: Any) -> Sizes:
+    """What a transformers image processor resizes and crops to."""
+    size, crop = processor.size, processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    resize = size["shortest_edge"] if "shortest_edge" in dict(size) else (size["width"], size["height"])
+    return resize, crop and (crop["width"], crop["height"]), int(processor.resample)
+
+
+def prepare(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 resized and cropped by Pillow in 8 bits, as transformers' processors did it in 2024.
+
+    Quirk of the official code: pictures go through [-1, 1] in float32 and back to bytes by truncation, which makes
+    95 of the 256 grey levels one darker.
+    """
+    resize, crop, resample = sizes
+    image = Image.fromarray(to_uint8(to_tensor(picture)[None])[0])
+    if isinstance(resize, int):
+        short = min(image.size)
+        resize = (image.width * resize // short, image.height * resize // short)
+    image = image.resize(resize, Image.Resampling(resample))
+    if crop is not None:
+        left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
+        image = image.crop((left, top, left + crop[0], top + crop[1]))
+    return np.array(image)
 
 
 class HogTeacher:
@@ -66,14 +102,14 @@ class HogTeacher:
     ORIENTATIONS = 8
     DIM = ORIENTATIONS + 3
 
-    def __init__(self, grid: int) -> None:
-        self.grid = grid
+    def __init__(self, grid: int, device: torch.device) -> None:
+        self.grid, self.device = grid, device
+        self.prepare: Callable[[np.ndarray], np.ndarray] = np.asarray  # the whole picture
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = to_uint8(images)
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         if pictures.shape[1] % self.grid:
             raise ConfigError(f"teacher.grid={self.grid} does not divide the picture's {pictures.shape[1]} pixels")
-        return torch.from_numpy(np.stack([self._one(picture) for picture in pictures])).to(images.device)
+        return torch.from_numpy(np.stack([self._one(one) for one in pictures.cpu().numpy()])).to(self.device)
 
     def _one(self, picture: np.ndarray) -> np.ndarray:
         from skimage.feature import hog

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from editar.conditions import CANNY_HIGH, CANNY_LOW, canny_condition
+from editar.conditions import CANNY, canny_condition
 from editar.config import CONFIG_DIR, SourceConfig, TextConfig
 from editar.data.sources import remove_instruction
 from editar.images import flatten_alpha, load_image, preprocess
@@ -42,7 +42,7 @@ def files(golden: Golden) -> list[str]:
 def run(golden: Golden) -> Iterator[Check | Skipped]:
     index = golden.json("index.json")
     thresholds = [index["low_threshold"], index["high_threshold"]]
-    yield golden.identical("canny thresholds", [CANNY_LOW, CANNY_HIGH], thresholds)
+    yield golden.identical("canny thresholds", list(CANNY["kornia"]), thresholds)
     for item in index["items"]:
         yield from check_picture(golden, item)
     yield from check_prompts(golden)

@@ -59,9 +59,11 @@ def merge(scored: Sequence[ScoredFolder]) -> list[Evaluation]:
 def _check_protocols(scored: Sequence[ScoredFolder]) -> None:
     seen: dict[str, ScoredFolder] = {}
     for item in scored:
-        for table in tables_of(item.evaluation) or (item.evaluation.benchmark,):
-            first = seen.setdefault(table, item)
-            if first.evaluation.protocol != item.evaluation.protocol:
+        # Within a table the first word counts: the rest ("editar cv2") belongs to one benchmark's columns.
+        for place, words in ((item.evaluation.benchmark, None), *((table, 1) for table in tables_of(item.evaluation))):
+            first = seen.setdefault(place, item)
+            both = [part.evaluation.protocol.split()[:words] for part in (first, item)]
+            if both[0] != both[1]:
                 raise BenchmarkError(
                     f"{first.origin} was scored with protocol {first.evaluation.protocol}, {item.origin} with "
                     f"{item.evaluation.protocol}; their numbers do not belong in one table"
@@ -139,12 +141,14 @@ def table_rows(evaluations: Sequence[Evaluation]) -> dict[str, list[OurRow]]:
 
 def _row(name: str, parts: Sequence[Evaluation]) -> OurRow:
     values: dict[str, float] = {}
+    protocols: dict[str, str] = {}
     reasons: list[str] = []
     made: list[tuple[str, dict[str, Any]]] = []
     for part in parts:
         for method, row in zip(part.methods, part.our_rows(), strict=True):
             if method.method == name:
                 values |= {key: value for key, value in row.values.items() if not _unscored(method, key)}
+                protocols |= row.protocols
                 prefix = f"{part.benchmark}: " if len(parts) > 1 else ""
                 reasons += [prefix + reason for reason in method.why_not]
                 made += [(part.benchmark, method.generated_with)] if method.generated_with else []
@@ -152,7 +156,7 @@ def _row(name: str, parts: Sequence[Evaluation]) -> OurRow:
         other = [key for key in SETTINGS if settings.get(key) != made[0][1].get(key)]
         if other:
             reasons.append(f"{benchmark} was made with other {', '.join(other)} than {made[0][0]}")
-    return OurRow(name, values, "; ".join(reasons))
+    return OurRow(name, values, "; ".join(reasons), protocols)
 
 
 def _unscored(method: MethodScores, column: str) -> bool:

@@ -7,6 +7,7 @@ images = pipeline(image, "make the red circle blue", mask="mask.png")  # the res
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,12 @@ class EditPipeline:
         mask_dilate: int = 1,
         samples: int = 1,
         progress: Progress | None = None,
-    ) -> list[np.ndarray]:
+        finish: Callable[[torch.Tensor], Any] = to_uint8,
+    ) -> list[Any]:
         """Edit many pictures, (S, S, 3) uint8 each, in batches -> `samples` results each, picture by picture.
 
-        `ids`, one per result, choose its random stream. `masks` (S, S) bool and `progress` as in a call.
+        `ids`, one per result, choose its random stream. `masks` (S, S) bool and `progress` as in a call. `finish`
+        makes of a batch (B, 3, S, S), not clamped, what is returned one by one: (S, S, 3) uint8 by default.
         """
         settings = sampling or self.cfg.sampling
         size = self.cfg.image_size
@@ -138,16 +141,16 @@ class EditPipeline:
             if not instruction.strip():
                 raise ConfigError(f"the instruction of {id} is empty; say what to change")
 
-        def edit(pictures: slice, draws: slice) -> list[np.ndarray]:
+        def edit(pictures: slice, draws: slice) -> list[Any]:
             codes = self.encode(np.stack(sources[pictures]))
             known_codes = None if masks is None else known_codes_outside(codes, masks[pictures], mask_dilate)
             count = draws.stop - draws.start
             chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
             codes = self.edit_codes(codes, instructions[pictures], chosen, settings, known_codes, count, progress)
-            return list(to_uint8(self.decode(codes)))
+            return list(finish(self.decode(codes)))
 
         most = self._batch_size(settings)
-        outputs: list[np.ndarray] = []
+        outputs: list[Any] = []
         if samples == 1:
             for batch in in_batches(len(sources), most, lambda part: edit(part, slice(0, 1)), self._recover):
                 outputs += batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +14,18 @@ FILE = Path(__file__).parent / "paper_rows.yaml"
 
 @dataclass
 class PaperRow:
-    """One method as printed; None stands for the paper's "-"."""
+    """One method as printed; None stands for the paper's "-". `protocols`: how each value was measured, in the
+    names of `Evaluation.protocol` with * for any ending; None where nothing documents it."""
 
     method: str = MISSING
     base: str = MISSING  # the text-to-image model it builds on
     kind: str = MISSING
     values: list[float | None] = field(default_factory=list)
+    protocols: list[str | None] = field(default_factory=list)
+
+
+def same_protocol(published: str | None, ours: str) -> bool:
+    return published is not None and fnmatchcase(ours, published)
 
 
 @dataclass
@@ -47,7 +54,10 @@ def paper_tables() -> dict[str, PaperTable]:
     merged = {str(name): OmegaConf.merge(OmegaConf.structured(PaperTable), table) for name, table in raw.items()}
     tables: dict[str, PaperTable] = {name: OmegaConf.to_object(node) for name, node in merged.items()}  # type: ignore[misc]
     for name, table in tables.items():
-        sizes = {len(table.columns), len(table.units), len(table.better), *(len(row.values) for row in table.rows)}
+        for row in table.rows:
+            row.protocols = row.protocols or [None] * len(row.values)
+        lengths = [len(part) for row in table.rows for part in (row.values, row.protocols)]
+        sizes = {len(table.columns), len(table.units), len(table.better), *lengths}
         if len(sizes) != 1:
             raise ValueError(f"{FILE.name}: {name} has rows of different lengths")
     return tables

@@ -1,7 +1,8 @@
 """Our numbers beside the paper's rows: as text, markdown, LaTeX, CSV or JSON.
 
 A result that was not made under the table's conditions is shown apart, with the reason, and takes no
-part in what is best.
+part in what is best. Neither do published values that were measured by another protocol than ours, which are
+marked with OTHER, or by one that is not documented, marked with UNKNOWN.
 """
 
 from __future__ import annotations
@@ -11,32 +12,48 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from editar.runtime.files import write_text
-from editar.tables.paper_rows import PaperTable, paper_tables
+from editar.tables.paper_rows import PaperRow, PaperTable, paper_tables, same_protocol
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 REFERENCE = "EditAR"
+OTHER, UNKNOWN = "°", "?"
+NOTES = {
+    OTHER: f"{OTHER} measured by another protocol than ours (docs/evaluation.md): not comparable",
+    UNKNOWN: f"{UNKNOWN} protocol not documented: not comparable",
+}
 LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    | {"↑": r"$\uparrow$", "↓": r"$\downarrow$", OTHER: r"$^\circ$"}
 )
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": r"\|"})
 Bold = Callable[[str], str]
+Values = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class OurRow:
     """A scored folder: column -> mean in the paper's unit (absent columns were not scored).
-    `incomparable` says why it must not be read against the paper's rows; "" if it may."""
+    `incomparable` says why it must not be read against the paper's rows; "" if it may. `protocols`: by which
+    protocol each column was measured; one that is absent is not compared."""
 
     method: str
     values: dict[str, float]
     incomparable: str = ""
+    protocols: dict[str, str] = field(default_factory=dict)
+
+    def why_not(self, paper: PaperTable) -> str:
+        """`incomparable`, or that no published value was measured as this row was."""
+        own = {name: by for name, by in self.protocols.items() if name in paper.columns}
+        pairs = [pair for row in paper.rows for pair in zip(paper.columns, row.protocols, strict=True)]
+        if self.incomparable or not own or any(same_protocol(p, own[n]) for n, p in pairs if n in own):
+            return self.incomparable
+        return f"no published row was measured by protocol {', '.join(sorted(set(own.values())))}"
 
 
 @dataclass(frozen=True)
@@ -52,28 +69,48 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
     """The paper's columns and order; best per column in bold; a line of differences under each of ours."""
     columns = list(zip(paper.columns, paper.units, paper.better, strict=True))
     header = ["method", *(f"{name} {ARROWS[better]} ({unit})" for name, unit, better in columns)]
-    published = [(row.method, paper.row(row.method)) for row in paper.rows]
-    own: list[dict[str, float | None]] = [{**row.values} for row in ours if not row.incomparable]
-    fair = [*(values for _, values in published), *own]
+    marks = {row.method: _marks(paper, row, ours) for row in paper.rows}
+    published = [(row.method, paper.row(row.method), marks[row.method]) for row in paper.rows]
+    own: list[Values] = [{**row.values} for row in ours if not row.why_not(paper)]
+    fair = [*({n: v for n, v in values.items() if n not in mark} for _, values, mark in published), *own]
     best = {name: best_of([values.get(name) for values in fair], better) for name, _, better in columns}
 
-    def cells(values: dict[str, float | None], compete: bool) -> list[str]:
+    def cells(values: Values, mark: dict[str, str], compete: bool = True) -> list[str]:
         texts = {name: _number(values.get(name)) for name in paper.columns}
-        return [bold(t) if compete and values.get(name) == best[name] else t for name, t in texts.items()]
+        shown = {n for n, value in values.items() if compete and value == best.get(n) and not mark.get(n)}
+        return [bold(text) if name in shown else text + mark.get(name, "") for name, text in texts.items()]
 
-    rows = [([method, *cells(values, True)], False) for method, values in published]
-    reference = paper.row(REFERENCE)
+    rows = [([method, *cells(values, mark)], False) for method, values, mark in published]
+    reference = _reference(paper, ours)
     reasons: dict[str, list[str]] = {}
     for row in ours:
-        marker = " *" if row.incomparable else ""
-        values: dict[str, float | None] = dict(row.values)
-        rows.append(([row.method + marker, *cells(values, not row.incomparable)], True))
-        gaps = [_gap(values.get(name), reference[name]) for name in paper.columns]
+        incomparable = row.why_not(paper)
+        values: Values = dict(row.values)
+        marker = " *" if incomparable else ""
+        rows.append(([row.method + marker, *cells(values, {}, not incomparable)], True))
+        gaps = [_gap(values.get(name), reference.get(name)) for name in paper.columns]
         rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
-        if row.incomparable:
-            reasons.setdefault(row.incomparable, []).append(row.method)
+        if incomparable:
+            reasons.setdefault(incomparable, []).append(row.method)
     notes = [f"* {', '.join(names)}: not comparable with the paper's rows: {why}" for why, names in reasons.items()]
-    return Cells(header, rows, notes)
+    used = {mark for found in marks.values() for mark in found.values()}
+    return Cells(header, rows, [*notes, *(text for mark, text in NOTES.items() if mark in used)])
+
+
+def _marks(paper: PaperTable, row: PaperRow, ours: list[OurRow]) -> dict[str, str]:
+    """Column -> OTHER or UNKNOWN where a published value must not be read against ours; else absent."""
+    by = {name: protocol for our in ours for name, protocol in our.protocols.items()}
+    return {
+        name: OTHER if protocol else UNKNOWN
+        for name, value, protocol in zip(paper.columns, row.values, row.protocols, strict=True)
+        if value is not None and name in by and not same_protocol(protocol, by[name])
+    }
+
+
+def _reference(paper: PaperTable, ours: list[OurRow]) -> Values:
+    """EditAR's published values, without those that must not be read against ours."""
+    marked = next(_marks(paper, row, ours) for row in paper.rows if row.method == REFERENCE)
+    return {name: value for name, value in paper.row(REFERENCE).items() if name not in marked}
 
 
 def text_table(paper: PaperTable, ours: list[OurRow]) -> str:
@@ -118,16 +155,17 @@ def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:
 def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
     """Columns, the paper's rows and ours with all digits, differences to the paper's EditAR row, and why a
     row of ours must not be read against the paper's."""
-    reference = paper.row(REFERENCE)
+    reference = _reference(paper, ours)
     columns = zip(paper.columns, paper.units, paper.better, strict=True)
     published = [{**vars(row), "values": paper.row(row.method)} for row in paper.rows]
     own = [
         {
             "method": row.method,
-            "comparable": not row.incomparable,
-            "why_not": row.incomparable,
+            "comparable": not row.why_not(paper),
+            "why_not": row.why_not(paper),
+            "protocols": row.protocols,
             "values": {name: row.values.get(name) for name in paper.columns},
-            "minus_paper_editar": {name: _minus(row.values.get(name), reference[name]) for name in paper.columns},
+            "minus_paper_editar": {name: _minus(row.values.get(name), reference.get(name)) for name in paper.columns},
         }
         for row in ours
     ]
@@ -144,7 +182,7 @@ def csv_table(paper: PaperTable, ours: list[OurRow]) -> str:
     for row in paper.rows:
         writer.writerow([row.method, "paper", *row.values])
     for our in ours:
-        comparable = "no" if our.incomparable else "yes"
+        comparable = "no" if our.why_not(paper) else "yes"
         writer.writerow([our.method, comparable, *(our.values.get(name) for name in paper.columns)])
     return buffer.getvalue()
 

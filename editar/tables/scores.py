@@ -105,7 +105,9 @@ class Evaluation:
 
     def our_rows(self) -> list[OurRow]:
         means = [{name: mean.mean for name, mean in self.means(method).items()} for method in self.methods]
-        return [OurRow(m.method, values, "; ".join(m.why_not)) for m, values in zip(self.methods, means, strict=True)]
+        protocols = {column.name: self.protocol for column in self.columns}
+        rows = zip(self.methods, means, strict=True)
+        return [OurRow(m.method, values, "; ".join(m.why_not), protocols) for m, values in rows]
 
     def as_dict(self) -> dict[str, Any]:
         """What scores.json holds, before `strict_json`."""

@@ -99,12 +99,13 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
     """Sources, their codes when the config names a cache, and the mixture of them."""
     sources = open_sources(cfg.data)
     checksum = tokenizer_checksum(encoders.tokenizer)
+    prepare = encoders.teacher.prepare if encoders.teacher else None
     readers = []
     for source in sources.values():
         if cfg.data.build_cache:
             build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
-        readers.append(Reader(source, cache, cfg.image_size, pictures=encoders.teacher is not None))
+        readers.append(Reader(source, cache, cfg.image_size, prepare))
     mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
         shares = ", ".join(

@@ -39,7 +39,7 @@ class Encoders:
         if self.teacher is None or batch.features is not None:
             return batch.features
         assert batch.picture is not None
-        return self.teacher(batch_to_tensor(batch.picture))
+        return self.teacher(batch.picture)
 
 
 def build_tokenizer(cfg: TrainConfig, device: torch.device) -> VQModel:

@@ -28,6 +28,7 @@ from editar.training.loop import train
 from tests.helpers import miniature
 from tests.helpers.tiny import ROOT, TINY_GPT, TINY_TOKENIZER, run_module
 
+JPEG = "data.cache_pictures=jpeg"  # data=editar keeps the teacher's own input
 WORLD = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -58,16 +59,18 @@ def fill(cfg: TrainConfig) -> None:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, five_sources: dict[str, Path], tiny_tokenizer: Path) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    fill(config(five_sources, tiny_tokenizer, folder))
+    fill(config(five_sources, tiny_tokenizer, folder, JPEG))
     return folder
 
 
-def streams(cfg: TrainConfig, pictures: bool = True) -> TrainStream:
+def streams(cfg: TrainConfig) -> TrainStream:
+    teacher = build_teacher_of(cfg, WORLD.device)
+    assert teacher is not None
     tokenizer = build_tokenizer(cfg, WORLD.device)
     checksum = encode.tokenizer_checksum(tokenizer)
     sources = open_sources(cfg.data)
     readers = [
-        Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, pictures)
+        Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, teacher.prepare)
         for s in sources.values()
     ]
     mixture = Mixture({n: s.cfg.weight for n, s in sources.items()}, {n: len(s) for n, s in sources.items()}, 0)
@@ -76,7 +79,7 @@ def streams(cfg: TrainConfig, pictures: bool = True) -> TrainStream:
 
 def test_cached_draws_are_the_pixel_draws(cache: Path, five_sources: dict[str, Path], tiny_tokenizer: Path) -> None:
     pixels = streams(config(five_sources, tiny_tokenizer, None))
-    cached = streams(config(five_sources, tiny_tokenizer, cache))
+    cached = streams(config(five_sources, tiny_tokenizer, cache, JPEG))
     tokenizer = build_tokenizer(config(five_sources, tiny_tokenizer, None), WORLD.device)
     for (_, a), (_, b) in zip(pixels.__getitems__(list(range(60))), cached.__getitems__(list(range(60))), strict=True):
         assert (a.id, a.task, a.instruction) == (b.id, b.task, b.instruction)
@@ -87,9 +90,22 @@ def test_cached_draws_are_the_pixel_draws(cache: Path, five_sources: dict[str, P
         assert np.abs(a.picture.astype(int) - b.picture).mean() < 6  # JPEG
 
 
+def test_exact_pictures_are_the_teachers_own_input(
+    five_sources: dict[str, Path], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    fill(config(five_sources, tiny_tokenizer, tmp_path))
+    pixels, cached = (streams(config(five_sources, tiny_tokenizer, cache)) for cache in (None, tmp_path))
+    for (_, a), (_, b) in zip(pixels.__getitems__(list(range(20))), cached.__getitems__(list(range(20))), strict=True):
+        assert a.picture is not None and b.picture is not None and np.array_equal(a.picture, b.picture)
+    without = config(five_sources, tiny_tokenizer, tmp_path, "teacher=none")
+    source = open_sources(without.data)["pipe"]
+    checksum = encode.tokenizer_checksum(build_tokenizer(without, WORLD.device))
+    assert encode.open_cache(without, source, checksum).manifest.pictures.startswith("exact:")
+
+
 def test_a_cache_is_not_made_twice(cache: Path, five_sources: dict[str, Path], tiny_tokenizer: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.parquet")}
-    fill(config(five_sources, tiny_tokenizer, cache))
+    fill(config(five_sources, tiny_tokenizer, cache, JPEG))
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.parquet")} == before
 
 
@@ -98,7 +114,7 @@ def test_codes_alone_are_enough_to_train(
 ) -> None:
     """The raw data may be on another machine."""
     gone = {name: tmp_path / "gone" / name for name in five_sources}
-    cfg = config(gone, tiny_tokenizer, cache, "steps=2", "eval_every=2", f"output_dir={tmp_path / 'run'}")
+    cfg = config(gone, tiny_tokenizer, cache, JPEG, "steps=2", "eval_every=2", f"output_dir={tmp_path / 'run'}")
     assert (train(cfg) / "model.safetensors").is_file()
 
 
@@ -107,13 +123,16 @@ def test_codes_alone_are_enough_to_train(
     [
         ("image_size=32", "was cached with image_size 64, this run needs 32"),
         ("data.sources.multigen_depth.prompt='depth {}'", "was cached with texts"),
+        ("data.sources.multigen_canny.canny.operator=cv2", "was cached with texts"),
+        ("data.sources.pipe.images=upright", "was cached with texts"),
+        ("data.cache_pictures=exact", "was cached with pictures 'jpeg', this run needs 'exact:"),
         ("data.heldout_samples=10", None),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(
     cache: Path, five_sources: dict[str, Path], tiny_tokenizer: Path, override: str, message: str | None
 ) -> None:
-    cfg = config(five_sources, tiny_tokenizer, cache, override)
+    cfg = config(five_sources, tiny_tokenizer, cache, JPEG, override)
     if message is None:
         streams(cfg)
         return
@@ -124,6 +143,7 @@ def test_a_cache_that_does_not_fit_is_refused(
 def test_another_tokenizer_is_refused_by_name(cache: Path, five_sources: dict[str, Path], tiny_tokenizer: Path) -> None:
     cfg = config(five_sources, tiny_tokenizer, cache)
     source = open_sources(cfg.data)["pipe"]
+    cfg.data.cache_pictures = "jpeg"
     with pytest.raises(DataError, match=r"pipe was cached with tokenizer '[0-9a-f]{16}', this run needs 'another'"):
         encode.open_cache(cfg, source, "another")
 
@@ -147,10 +167,11 @@ def test_stored_features_come_back(five_sources: dict[str, Path], tiny_tokenizer
     teacher = build_teacher_of(cfg, WORLD.device)
     source = open_sources(cfg.data)["cocostuff"]
     checksum = encode.tokenizer_checksum(build_tokenizer(cfg, WORLD.device))
-    item = Reader(source, encode.open_cache(cfg, source, checksum), 64, pictures=True).item(2, 0.0, 0.0)
-    pixels = Reader(source, None, 64, pictures=True).item(2, 0.0, 0.0)
-    assert teacher is not None and item.features is not None and item.picture is None
-    expected = teacher(encode.batch_to_tensor(pixels.target[None]))[0].numpy()
+    assert teacher is not None
+    item = Reader(source, encode.open_cache(cfg, source, checksum), 64, teacher.prepare).item(2, 0.0, 0.0)
+    pixels = Reader(source, None, 64, teacher.prepare).item(2, 0.0, 0.0)
+    assert pixels.picture is not None and item.features is not None and item.picture is None
+    expected = teacher(torch.from_numpy(pixels.picture[None]))[0].numpy()
     np.testing.assert_allclose(item.features, expected, atol=2e-3)
 
 

@@ -38,7 +38,7 @@ def readers(five_sources: dict[str, Path]) -> list[Reader]:
         for name, weight, backward in shares
     }
     sources = open_sources(DataConfig(sources=kinds, heldout_samples=6))
-    return [Reader(source, None, 32, pictures=False) for source in sources.values()]
+    return [Reader(source, None, 32) for source in sources.values()]
 
 
 def training(readers: list[Reader], seed: int = 0) -> TrainStream:
@@ -109,7 +109,7 @@ def test_held_out_rows_are_never_trained_on(readers: list[Reader]) -> None:
 def test_bad_rows_are_replaced_and_reported(tmp_path: Path) -> None:
     folder = miniature.write_pipe(tmp_path / "pipe", 20, corrupt=(3, 4), empty=(7,))
     source = open_sources(DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=2))
-    rows = training([Reader(source["pipe"], None, 32, pictures=False)])
+    rows = training([Reader(source["pipe"], None, 32)])
     batch = collate(rows.__getitems__(list(range(18))))
     assert {name for name, _ in batch.replaced} == {"pipe/3", "pipe/4", "pipe/7"}
     assert not {"pipe/3", "pipe/4", "pipe/7"} & set(batch.ids)
@@ -135,4 +135,4 @@ def test_a_source_of_nothing_but_bad_rows_is_named(tmp_path: Path) -> None:
     folder = miniature.write_pipe(tmp_path / "pipe", 6, corrupt=range(6))
     source = open_sources(DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=1))
     with pytest.raises(DataError, match="pipe: 50 bad rows one after the other"):
-        training([Reader(source["pipe"], None, 32, pictures=False)]).__getitems__([0])
+        training([Reader(source["pipe"], None, 32)]).__getitems__([0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from PIL import Image
 from skimage import data as photos
 
 from editar.config import DataConfig, SourceConfig, TrainConfig
+from editar.config.data import CannyConfig
 from editar.data.sample import BadRow, Texts, resize_pair
-from editar.data.sources import Source, label_palette, open_sources, picture, pipe_texts
+from editar.data.sources import READERS, Source, label_palette, open_sources, picture, pipe_texts
 from editar.errors import ConfigError, DataError
 from editar.runtime.entry import load_config
 from tests.helpers import miniature
@@ -53,6 +55,47 @@ def test_pipe_as_editar_reads_it() -> None:
     assert pipe_texts(row, exact) == Texts(("Add a cat",), ("Remove a cat",), 0.5)
     assert pipe_texts({**row, VLM: ""}, exact) == Texts(("",), ("Remove ",), 0.5)
     assert pipe_texts({**row, VLM: "Put 2 cats"}, exact).reversed_instructions == ("Remove 2 cats",)
+
+
+def test_what_is_named_after_the_paper_reads_as_the_paper() -> None:
+    paper, clean = (config(f"experiment={name}").data.sources for name in ("editar_xl", "editar_xl_clean"))
+    assert {source.images for source in paper.values()} == {"official"}
+    assert (paper["pipe"].empty, paper["pipe"].removal) == ("keep", "editar")
+    assert {source.images for source in clean.values()} == {"upright"}
+    assert (clean["pipe"].empty, clean["pipe"].removal) == ("other", "guarded")
+    assert paper["multigen_canny"].canny.operator == "kornia"
+
+
+def test_pictures_as_the_official_loaders_open_them() -> None:
+    """Alpha is dropped and EXIF not read; `upright` blends over white and turns."""
+    picture_of = np.zeros((4, 8, 4), np.uint8)
+    picture_of[..., 0] = 90
+    row = {"image": {"bytes": miniature.encode(picture_of), "path": None}}
+    assert picture(row, "image", "official").getpixel((0, 0)) == (90, 0, 0)
+    assert picture(row, "image").getpixel((0, 0)) == (255, 255, 255)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(file, "JPEG", exif=exif)
+    row = {"image": {"bytes": file.getvalue(), "path": None}}
+    assert picture(row, "image", "official").size == (8, 4) and picture(row, "image").size == (4, 8)
+
+
+def test_condition_and_photograph_of_different_sizes() -> None:
+    colours, photo = np.zeros((40, 60, 3), np.uint8), np.full((90, 80, 3), 200, np.uint8)
+    pictures = {"control_seg": colours, "image": photo}
+    row = {name: {"bytes": miniature.encode(value), "path": None} for name, value in pictures.items()}
+    pair = READERS["cocostuff"](row | {"prompt": "a road"}, "cocostuff/0", SourceConfig("cocostuff"))
+    assert [side.shape for side in resize_pair(pair, 32)] == [(32, 32, 3)] * 2
+
+
+def test_edges_of_either_operator() -> None:
+    row = {"image": {"bytes": miniature.encode(photos.chelsea()), "path": None}, "text": "a cat"}
+    found = {}
+    for operator in ("kornia", "cv2"):
+        cfg = SourceConfig("multigen_canny", canny=CannyConfig(operator))
+        found[operator] = resize_pair(READERS["multigen_canny"](row, "0", cfg), 128)[0]
+        assert set(np.unique(found[operator])) == {0, 255}
+    assert (found["kornia"] != found["cv2"]).any()
 
 
 def test_pipe_guards_empty_texts_and_odd_removals() -> None:

@@ -41,7 +41,7 @@ def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> 
     assert evaluation.means(evaluation.methods[0])["success"].count == 8
     assert [method.method for method in sweep.methods] == [f"guidance {scale:g}" for scale in demo.SWEEP]
     scores = json.loads((out / "pie_bench" / "scores" / "scores.json").read_text())
-    assert (scores["protocol"], scores["methods"]["ours"]["pictures"]) == ("pnpinversion-v1", 2)
+    assert (scores["protocol"], scores["methods"]["ours"]["pictures"]) == ("pnpinversion-current", 2)
 
 
 def test_the_reference_checkpoint_is_whole_and_small() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from editar.evaluation.pie_bench.metrics import COLUMNS
-from editar.tables.paper_rows import paper_tables
+from editar.tables.paper_rows import paper_tables, same_protocol
 
 
 def test_tables_are_complete() -> None:
@@ -40,3 +40,15 @@ def test_rows_of_the_paper_itself() -> None:
     assert ablation == {key: translated[key] for key in ablation}
     with pytest.raises(KeyError, match="it has T2I-Adapter"):
         tables["table2"].row("GPT")
+
+
+def test_which_values_are_whose() -> None:
+    """Counted by hand against the tables in PnPInversion's README and on ControlNet++'s project page."""
+    tables = paper_tables()
+    borrowed = {row.method: row.protocols for row in tables["table2"].rows}
+    assert [sum(p == "controlnet++" for p in found) for found in borrowed.values()] == [3, 2, 3, 4, 4, 0]
+    assert borrowed["UniControlNet"][1] is None  # 22.27, on the project page 20.27
+    of_2023 = [row.method for row in tables["table3"].rows if row.protocols[0] == "pnpinversion-2023"]
+    assert len(of_2023) == 5 and all(row.kind == "inversion" for row in tables["table3"].rows if row.method in of_2023)
+    assert same_protocol("editar*", "editar-aligned") and not same_protocol("editar", "editar cv2")
+    assert not same_protocol(None, "editar")

@@ -38,12 +38,13 @@ CLASSES = 171  # of COCO-Stuff; 255 = ignore
 @dataclass(frozen=True)
 class Layout:
     """Columns of a data set that are kept. `images`: source, target. Of `texts` one must not be
-    blank. `labels` must fit the target. `others` may be absent."""
+    blank, unless `blank_texts` says so. `others` may be absent."""
 
     images: tuple[str, str]
     texts: tuple[str, ...]
     labels: str | None = None
     others: tuple[str, ...] = ()
+    blank_texts: bool = False
 
     @property
     def needed(self) -> list[str]:
@@ -61,6 +62,7 @@ LAYOUTS = {
         images=("source_img", "target_img"),
         texts=("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset"),
         others=("object_location", "target_img_dataset", "img_id", "ann_id"),
+        blank_texts=True,  # EditAR trains on them too (`empty: keep`)
     ),
     "multigen_depth": Layout(images=("control_depth", "image"), texts=("text",)),
     "cocostuff": Layout(
@@ -205,26 +207,23 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """A row as it is kept. Raises Dropped."""
     names = (*layout.texts, *layout.others)
     kept: dict[str, Any] = {name: None if row.get(name) is None else str(row[name]) for name in names}
-    if not any((kept[name] or "").strip() for name in layout.texts):
+    if not layout.blank_texts and not any((kept[name] or "").strip() for name in layout.texts):
         raise Dropped("no text")
-    size = (0, 0)
     for name in layout.images:
         value = row[name] if isinstance(row[name], dict) else {"bytes": row[name], "path": None}
-        size = check_image(value.get("bytes"), name)
+        check_image(value.get("bytes"), name)
         kept[name] = {"bytes": value["bytes"], "path": value.get("path")}
     if layout.labels:
-        kept[layout.labels] = {"bytes": check_labels(row[layout.labels], size), "path": None}
+        kept[layout.labels] = {"bytes": check_labels(row[layout.labels]), "path": None}
     return kept
 
 
-def check_labels(value: Any, size: tuple[int, int]) -> bytes:
-    """A label map of a picture of `size` (height, width) -> PNG. Raises Dropped."""
+def check_labels(value: Any) -> bytes:
+    """A label map -> PNG. Raises Dropped."""
     try:
         labels = label_map(value)
     except DataError as error:
         raise Dropped("unreadable label map", str(error)) from None
-    if labels.shape != size:
-        raise Dropped("label map of another size", f"labels {labels.shape}, image {size}")
     if unknown := np.setdiff1d(labels, [*range(CLASSES), 255]).tolist():
         raise Dropped("unknown label ids", f"{unknown[:5]}; known are 0..{CLASSES - 1} and 255")
     return encode_image(labels)

@@ -4,8 +4,7 @@
     ROOT/annotation_images/<edit type>/[<origin>/<subject>/]<id>.jpg     512x512
 
 Nothing here scores; `editar.evaluation.pie_bench.metrics` does. Quirks of the official evaluator
-(evaluation/evaluate.py of that repository) that act on files are kept here under the protocol name
-PROTOCOL:
+(evaluation/evaluate.py of that repository) that act on files are kept here:
   mask frame      the outermost rows and columns always count as edited (`decode_mask`)
   mask clipping   a run that leaves the picture is cut at its end (`decode_mask`)
   result strips   a result that is not square is cut to its bottom-right 512x512; only strips of 512x512
@@ -28,7 +27,6 @@ from editar.generation.result_folder import check_once
 from editar.images import load_image
 from editar.metrics.pictures import SIZE, load_square
 
-PROTOCOL = "pnpinversion-v1"
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
 # editing_type_id -> (name, pictures in the complete benchmark)

@@ -1,13 +1,15 @@
 """The columns of Tables 1 and 3: batches of (source, result, mask, captions) -> rows of numbers.
 
-Rules of the official evaluator (PnPInversion evaluation/matrics_calculator.py), kept under the
-protocol name `pnpinversion-v1`:
+Rules of the official evaluator (PnPInversion evaluation/matrics_calculator.py):
   background     both pictures are multiplied by 1 - mask and then scored over the whole frame, zeros
                  included; nothing is divided by the region's area. A small background thus looks good
   undefined      where the mask covers everything the background columns are NaN and the row is left
                  out of their means (`editar.tables.statistics` counts it)
   edited region  CLIP sees the result with everything outside the mask black
   structure      whole pictures, no mask (`editar.metrics.dino_structure`)
+  libraries      `evaluator=current`: as under EditAR's torchvision 0.17 and torchmetrics 1.5.1, and today.
+                 `evaluator=2023`: as under PnPInversion's torchvision 0.13.1 (no antialias before DINO)
+                 and the torchmetrics of its time (SSIM without the five outermost rows and columns)
 """
 
 from __future__ import annotations
@@ -79,23 +81,28 @@ class PieMetrics:
         structure: StructureDistance | None = None,
         lpips: Lpips | None = None,
         clip: ClipSimilarity | None = None,
+        evaluator: str = "current",
     ) -> None:
         self.device, self.structure, self.lpips, self.clip = device, structure, lpips, clip
+        self.ssim_borders = evaluator != "2023"
 
     @classmethod
-    def load(cls, sources: NetworkSources, device: torch.device) -> tuple[PieMetrics, list[Missing]]:
+    def load(
+        cls, sources: NetworkSources, device: torch.device, evaluator: str = "current"
+    ) -> tuple[PieMetrics, list[Missing]]:
         """With the networks whose files are here, and what is missing for the rest.
 
         Raises CheckpointError or ConfigError for a file that is there and is not what it should be.
         """
 
-        networks: dict[str, Any] = {"structure": StructureDistance, "lpips": Lpips, "clip": ClipSimilarity}
+        structure = partial(StructureDistance.load, antialias=evaluator != "2023")
+        loaders: dict[str, Any] = {"structure": structure, "lpips": Lpips.load, "clip": ClipSimilarity.load}
         found = {
-            name: load_or_leave(name, getattr(sources, name), NETWORKS[name], partial(network.load, device=device))
-            for name, network in networks.items()
+            name: load_or_leave(name, getattr(sources, name), NETWORKS[name], partial(load, device=device))
+            for name, load in loaders.items()
         }
         missing = [reason for _, reason in found.values() if reason]
-        return cls(device, **{name: network for name, (network, _) in found.items()}), missing
+        return cls(device, **{name: network for name, (network, _) in found.items()}, evaluator=evaluator), missing
 
     def columns(self) -> list[PieColumn]:
         """Those that this object fills, in the table's order."""
@@ -106,7 +113,7 @@ class PieMetrics:
         """One row per picture: column name -> raw value (`paper_units` scales them), NaN if undefined."""
         sources, results = (to_unit(pictures, self.device) for pictures in (batch.sources, batch.results))
         masks = torch.from_numpy(batch.masks).to(self.device)
-        values = background(sources, results, ~masks, self.lpips)
+        values = background(sources, results, ~masks, self.lpips, self.ssim_borders)
         if self.structure is not None:
             # Quirk: grey levels 0..255, where every other column reads [0, 1].
             values["structure"] = self.structure(*(grey_levels(p) for p in (batch.sources, batch.results)))
@@ -119,7 +126,11 @@ class PieMetrics:
 
 
 def background(
-    sources: torch.Tensor, results: torch.Tensor, keep: torch.Tensor, lpips: Lpips | None = None
+    sources: torch.Tensor,
+    results: torch.Tensor,
+    keep: torch.Tensor,
+    lpips: Lpips | None = None,
+    ssim_borders: bool = True,
 ) -> dict[str, torch.Tensor]:
     """psnr, mse, ssim (and lpips) of both pictures times `keep`, each (B,) on the CPU; NaN where nothing is kept.
 
@@ -128,7 +139,7 @@ def background(
     """
     a, b = (pictures * keep[:, None] for pictures in (sources, results))
     error = mse(a, b)
-    values = {"psnr": psnr(error), "mse": error, "ssim": ssim(a, b)}
+    values = {"psnr": psnr(error), "mse": error, "ssim": ssim(a, b, ssim_borders)}
     if lpips is not None:
         values["lpips"] = lpips(a, b)
     nothing = ~keep.flatten(1).any(1).cpu()

@@ -24,12 +24,13 @@ from editar.tables.scores import MethodScores
 
 
 class PieBench(Benchmark):
-    name, title, protocol = "pie_bench", "PIE-Bench", dataset.PROTOCOL
+    name, title = "pie_bench", "PIE-Bench"
     tables, networks = ("table1", "table3"), NETWORKS
     load_result = staticmethod(load_result)
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)
+        self.protocol = f"pnpinversion-{cfg.evaluator}"
         self.items = dataset.load_items(self.root)
 
     def jobs(self) -> list[EditJob]:
@@ -57,7 +58,7 @@ class PieScorer:
 
     def __init__(self, benchmark: PieBench, device: torch.device) -> None:
         self.benchmark = benchmark
-        self.metrics, self.missing = PieMetrics.load(benchmark.cfg.networks, device)
+        self.metrics, self.missing = PieMetrics.load(benchmark.cfg.networks, device, benchmark.cfg.evaluator)
         self.columns = [column.shown for column in self.metrics.columns()]
 
     def __call__(self, name: str, results: ResultFolder) -> MethodScores:

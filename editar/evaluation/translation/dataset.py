@@ -1,13 +1,11 @@
 """Rows of the validation sets of Table 2 -> what a model is given and what its picture is compared with.
 
   depth     limingcv/MultiGen-20M_depth_eval      image, control_depth, text
-  canny     limingcv/MultiGen-20M_canny_eval, or the depth set as EditAR does      image, text
+  canny     the pictures of the depth set (EditAR) or limingcv/MultiGen-20M_canny_eval      image, text
   cocostuff limingcv/Captioned_COCOStuff validation      image, control_seg, panoptic_seg_map, prompt
 
-`editar.data.tables.open_table` opens such folders. Geometry (`TranslationProtocol.geometry`): `crop`
-treats the label as the condition, also for segmentation; EditAR's own script stretches the label
-while it crops the condition, so that on pictures that are not square they do not line up. That is a
-mistake and is not repeated. `stretch` is ControlNet++'s (bicubic pictures, nearest labels).
+`editar.data.tables.open_table` opens such folders. Pictures are only converted to RGB, as officially. Picture,
+condition and class ids may have different sizes; each gets to 512x512 by itself (`fit`).
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def read_case(task: str, row: Row, id: str, rules: TranslationProtocol) -> Trans
     if task not in READERS:
         raise BenchmarkError(f"task={task} is not one of {', '.join(READERS)}")
     try:
-        image = np.array(fit(picture(row, "image"), rules))
+        image = np.array(fit(picture(row, "image", "official"), rules.geometry))
         condition, label = READERS[task](row, image, rules)
         caption = text(row, "prompt" if task == "cocostuff" else "text")
     except (BadRow, DataError) as error:
@@ -59,16 +57,17 @@ def read_case(task: str, row: Row, id: str, rules: TranslationProtocol) -> Trans
     return TranslationCase(id, caption, image, condition, label)
 
 
-def fit(image: Image.Image, rules: TranslationProtocol, labels: bool = False) -> Image.Image:
-    """To 512x512 by the protocol's geometry; `labels` are never interpolated."""
-    if rules.geometry == "crop":
+def fit(image: Image.Image, geometry: str, labels: bool = False) -> Image.Image:
+    """To 512x512: `crop` scales the short side and cuts the centre (Lanczos), `stretch` is ControlNet++'s (bicubic).
+    `labels` are never interpolated."""
+    if geometry == "crop":
         return resize_and_crop(image, SIZE, Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS)
     return image.resize((SIZE, SIZE), Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC)
 
 
 def _depth(row: Row, image: np.ndarray, rules: TranslationProtocol) -> tuple[np.ndarray, np.ndarray]:
     """Near is bright. The label is read as 8-bit grey ("L"), whatever the file's mode."""
-    condition = fit(picture(row, "control_depth"), rules)
+    condition = fit(picture(row, "control_depth", "official"), rules.geometry)
     return np.array(condition), depth_label(np.asarray(condition.convert("L")))
 
 
@@ -80,10 +79,8 @@ def _canny(row: Row, image: np.ndarray, rules: TranslationProtocol) -> tuple[np.
 
 def _cocostuff(row: Row, image: np.ndarray, rules: TranslationProtocol) -> tuple[np.ndarray, np.ndarray]:
     """`panoptic_seg_map` holds the 171 class ids themselves, 255 = ignore, no zero label to shift."""
-    condition, labels = picture(row, "control_seg"), label_map(row["panoptic_seg_map"])
-    if condition.size != labels.shape[::-1]:
-        raise BadRow(f"control_seg is {condition.size}, panoptic_seg_map {labels.shape[::-1]}")
-    return np.array(fit(condition, rules)), np.array(fit(Image.fromarray(labels), rules, labels=True))
+    condition, labels = picture(row, "control_seg", "official"), Image.fromarray(label_map(row["panoptic_seg_map"]))
+    return np.array(fit(condition, rules.geometry)), np.array(fit(labels, rules.labels, labels=True))
 
 
 READERS: dict[str, Callable[[Row, np.ndarray, TranslationProtocol], tuple[np.ndarray, np.ndarray]]] = {

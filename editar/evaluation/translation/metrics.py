@@ -63,7 +63,8 @@ class TranslationMetrics:
         self.confusion = Confusion()
 
     def __call__(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
-        """labels (P, 512, 512) uint8, pictures (P, G, 512, 512, 3) uint8: G results of each prompt.
+        """labels (P, 512, 512) uint8, pictures (P, G, 512, 512, 3) uint8: G results of each prompt, or for `canny`
+        their edges (P, G, 512, 512), 0 and 255.
 
         Returns one row per prompt in the paper's units, means over its G pictures.
         """
@@ -86,10 +87,13 @@ class TranslationMetrics:
         return [{"depth_rmse": float(error)} for error in errors.mean(1)]
 
     def _canny(self, labels: np.ndarray, pictures: np.ndarray) -> list[dict[str, float]]:
-        prompts, group, height, width, _ = pictures.shape
-        found = edge_maps(pictures.reshape(-1, height, width, 3), self.rules, self.device)
+        prompts, shape = len(labels), pictures.shape[:4]
+        if pictures.ndim == 4:
+            found = torch.from_numpy(pictures).to(self.device) / 255
+        else:
+            found = edge_maps(pictures.reshape(-1, *pictures.shape[2:]), self.rules, self.device).view(shape)
         true = torch.from_numpy(labels).to(self.device) / 255
-        scores = protocol.edge_scores(found.view(prompts, group, height, width), true, self.rules.psnr_cap)
+        scores = protocol.edge_scores(found, true, self.rules.psnr_cap)
         names = ("ms_ssim", "ssim", "f1")
         return [{f"canny_{name}": 100 * scores[name][i].item() for name in names} for i in range(prompts)]
 

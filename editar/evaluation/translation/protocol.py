@@ -8,16 +8,22 @@ Two published ways of measuring, as named PROTOCOLS:
   depth       prediction min-max normalised        prediction divided by its maximum
   edges       one map at a time                    the 4 maps of a prompt together, PSNR at most 100
   geometry    short side to 512, centre crop       stretched to 512x512
-  edges of    pixels that went through [-1, 1]      bytes / 255 (rounding moves ties of the gradient)
+  labels      class ids stretched to 512x512        stretched
+  canny set   the pictures of the depth set        canny_eval
+  scored are  the output: edges of its floats,     the pictures as saved, rounded to 8 bits
+              depth of it truncated to 8 bits,
+              FID and mIoU of it rounded
 
-In both the depth label is min-max normalised and both maps are truncated to 8 bits; "SSIM" is the
-*multi-scale* SSIM of the edge maps; edges are kornia's Canny at 0.1 / 0.2 (the paper's text says
-100 / 200, which belongs to another operator). EditAR's script takes edges of the float output; folders
-hold 8-bit pictures, so here edges are those of the saved picture, as in ControlNet++.
+`editar-aligned` is `editar` with class ids cropped as their picture is. Of pictures that are not square
+`editar` compares other places of label and picture, so that even the true picture loses mIoU.
+In all of them the depth label is min-max normalised and both maps are truncated to 8 bits, "SSIM" is the
+*multi-scale* SSIM of the edge maps, and edges are by default kornia's Canny at 0.1 / 0.2, as in both
+repositories' scripts; `canny.operator=cv2` is the one that the thresholds (100, 200) of EditAR's text fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +32,7 @@ from PIL import Image
 
 from editar.conditions import canny
 from editar.errors import BenchmarkError
-from editar.images import to_tensor
+from editar.images import round_to_uint8, to_tensor, to_uint8
 from editar.metrics.pictures import SIZE
 from editar.metrics.ssim import ms_ssim, mse, psnr, ssim
 
@@ -40,14 +46,18 @@ class TranslationProtocol:
     name: str
     images_per_prompt: int
     depth: str  # min-max | max: how a predicted depth map is scaled to 0..1
-    geometry: str  # crop | stretch: how pictures and labels get to 512x512
+    geometry: str  # crop | stretch: how pictures get to 512x512
+    labels: str  # the same for class ids
     psnr_cap: float | None  # what an infinite PSNR of equal edge maps counts as
-    signed: bool  # Canny's pixels went through [-1, 1] before they came back to [0, 1]
+    unrounded: bool  # edges and depth belong to the output itself, not to the picture as it was saved
+    canny_set: str  # depth_eval | canny_eval: whose pictures the edges are of
+    operator: str = "kornia"  # of Canny
 
 
 PROTOCOLS = {
-    "editar": TranslationProtocol("editar", 1, "min-max", "crop", None, signed=True),
-    "controlnet++": TranslationProtocol("controlnet++", 4, "max", "stretch", 100.0, signed=False),
+    "editar": TranslationProtocol("editar", 1, "min-max", "crop", "stretch", None, True, "depth_eval"),
+    "editar-aligned": TranslationProtocol("editar-aligned", 1, "min-max", "crop", "crop", None, True, "depth_eval"),
+    "controlnet++": TranslationProtocol("controlnet++", 4, "max", "stretch", "stretch", 100.0, False, "canny_eval"),
 }
 
 
@@ -56,6 +66,22 @@ def protocol(name: str) -> TranslationProtocol:
     if name not in PROTOCOLS:
         raise BenchmarkError(f"protocol={name} is not one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+# --- what is kept of an output ---------------------------------------------------------------------
+
+UNROUNDED = {"canny": "edges", "depth": "truncated"}  # task -> folder of what its number is measured on
+
+
+def renderings(task: str, rules: TranslationProtocol) -> dict[str, Callable[[torch.Tensor], np.ndarray]]:
+    """Folder -> what it holds of an output (3, S, S) in [-1, 1], (S, S, 3) or (S, S) uint8. `images` are rounded, as
+    torchvision and diffusers save them."""
+    found: dict[str, Callable[[torch.Tensor], np.ndarray]] = {}
+    if task == "canny" and rules.unrounded:
+        found["edges"] = lambda output: (canny((output[None] + 1) / 2, rules.operator)[0, 0] * 255).byte().numpy()
+    if task == "depth" and rules.unrounded:
+        found["truncated"] = lambda output: to_uint8(output[None])[0]
+    return found | {"images": lambda output: round_to_uint8(output[None])[0]}
 
 
 # --- depth ----------------------------------------------------------------------------------------
@@ -99,11 +125,12 @@ def depth_rmse(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
 def edge_maps(pictures: np.ndarray, rules: TranslationProtocol, device: torch.device) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> Canny edges (B, 1, H, W), exactly 0 or 1, on the device.
 
-    Labels and results go the same way, so that a perfect result scores 1.
+    Labels and results go the same way, so that a perfect result scores 1: as `editar` through [-1, 1] and back,
+    whose rounding moves ties of the gradient.
     """
-    if rules.signed:
-        return canny((torch.stack([to_tensor(picture) for picture in pictures]).to(device) + 1) / 2)
-    return canny(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255)
+    if rules.unrounded:
+        return canny((torch.stack([to_tensor(picture) for picture in pictures]).to(device) + 1) / 2, rules.operator)
+    return canny(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255, rules.operator)
 
 
 def edge_scores(predicted: torch.Tensor, label: torch.Tensor, psnr_cap: float | None = None) -> dict[str, torch.Tensor]:

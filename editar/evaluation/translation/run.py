@@ -2,12 +2,14 @@
 
 OUTPUT/images/0.png, 1.png, ...           one picture per prompt (protocol `editar`)
 OUTPUT/images/group_0/0.png, ...          four per prompt (protocol `controlnet++`)
+OUTPUT/edges/0.png, truncated/0.png, ...  what canny and depth are measured on (protocol `editar`)
 OUTPUT/conditions/0.jpg, ...              what they were made from, small, for people to look at
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +25,8 @@ from editar.data.tables import open_table
 from editar.evaluation.benchmark import Benchmark, smaller_than
 from editar.evaluation.translation.dataset import COLUMNS, EXPECTED_ROWS, TranslationCase, read_case
 from editar.evaluation.translation.metrics import FID, TranslationMetrics, fid_column
-from editar.evaluation.translation.protocol import SIZE, protocol
-from editar.generation.generate import EditJob
+from editar.evaluation.translation.protocol import SIZE, UNROUNDED, protocol, renderings
+from editar.generation.generate import EditJob, Renderings
 from editar.generation.result_folder import ResultFolder
 from editar.images import save_image
 from editar.metrics.fid import Inception, cached_statistics, frechet_distance, mean_of_groups, statistics
@@ -45,7 +47,7 @@ class Translation(Benchmark):
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)
-        self.rules = protocol(cfg.protocol)
+        self.rules = replace(protocol(cfg.protocol), operator=cfg.canny.operator)
         self.protocol = self.rules.name
         self.table = open_table(self.root, COLUMNS[self.name], split="validation")
         self.count = min(len(self.table), cfg.rows or len(self.table))
@@ -63,6 +65,9 @@ class Translation(Benchmark):
         """Read from their own column, without the pictures."""
         table = open_table(self.root, [self.caption_column], split="validation")
         return [str(table[index][self.caption_column]) for index in range(self.count)]
+
+    def renderings(self) -> Renderings:
+        return renderings(self.name, self.rules)
 
     def groups(self) -> list[list[str]]:
         """Names of the result pictures: per group, one for each row."""
@@ -101,6 +106,16 @@ class Canny(Translation):
     name, title, source = "canny", "Edges to picture", "multigen_canny"
     networks: ClassVar = FID["canny"]
 
+    def __init__(self, cfg: EvalConfig) -> None:
+        super().__init__(cfg)
+        if self.rules.operator != "kornia":
+            self.protocol += f" {self.rules.operator}"
+        found = open_table(self.root, split="validation").columns
+        self.set = "depth_eval" if "control_depth" in found else "canny_eval"
+
+    def sources_sum(self) -> str:
+        return super().sources_sum() + ("" if self.rules.operator == "kornia" else f" {self.rules.operator}")
+
 
 class CocoStuff(Translation):
     name, title, source, caption_column = "cocostuff", "Segmentation to picture", "cocostuff", "prompt"
@@ -120,15 +135,20 @@ class TranslationScorer:
 
     def __call__(self, name: str, results: ResultFolder) -> MethodScores:
         self.metrics.begin()
-        rows, made = list(self.rows(results)), results.generated_with
-        whole = self.metrics.whole() | self.fid(results)
-        return MethodScores(name, str(results.source), rows, {}, whole, self.incomparable(made), made)
+        benchmark, made, unrounded = self.benchmark, results.generated_with, dict[str, Path]()
+        if benchmark.rules.unrounded and benchmark.name in UNROUNDED:
+            unrounded = results.beside(UNROUNDED[benchmark.name], benchmark.names())
+        rows = list(self.rows(results, unrounded))
+        whole, reasons = self.metrics.whole() | self.fid(results), self.incomparable(made)
+        if benchmark.rules.unrounded and benchmark.name in UNROUNDED and not unrounded:
+            reasons.append(f"{benchmark.name} scored on 8-bit pictures, the paper's on the output before rounding")
+        return MethodScores(name, str(results.source), rows, {}, whole, reasons, made)
 
-    def rows(self, results: ResultFolder) -> Iterator[dict[str, Any]]:
+    def rows(self, results: ResultFolder, unrounded: dict[str, Path]) -> Iterator[dict[str, Any]]:
         """A row per prompt, in order."""
         benchmark, cfg = self.benchmark, self.benchmark.cfg
         names, thumbnails = list(zip(*benchmark.groups(), strict=True)), benchmark.thumbnails("conditions")
-        cases = Mapped(partial(label_and_results, benchmark, results), list(enumerate(names)))
+        cases = Mapped(partial(label_and_results, benchmark, results, unrounded), list(enumerate(names)))
         with tqdm(total=benchmark.count, desc="scoring", unit="prompt", mininterval=2) as bar, torch.inference_mode():
             for batch in load_in_batches(cases, cfg.score_batch, cfg.num_workers):
                 labels, pictures = (np.stack(values) for values in zip(*batch, strict=True))
@@ -144,22 +164,26 @@ class TranslationScorer:
     def incomparable(self, made: dict[str, Any] | None) -> list[str]:
         """Why the result must not be read against the paper's rows; [] if it may."""
         benchmark, reasons = self.benchmark, list[str]()
+        rules = benchmark.rules
         if benchmark.count != EXPECTED_ROWS:
             reasons.append(f"{benchmark.count} prompts instead of {EXPECTED_ROWS}")
-        if benchmark.rules.name != "editar":
-            reasons.append(f"protocol {benchmark.rules.name}, the paper's rows follow `editar`")
+        if isinstance(benchmark, Canny) and benchmark.set != rules.canny_set:
+            reasons.append(f"pictures of {benchmark.set}, {rules.name} takes those of {rules.canny_set}")
         return [*reasons, *smaller_than(made, SIZE, "made")]
 
 
 def label_and_results(
-    benchmark: Translation, results: ResultFolder, row: tuple[int, tuple[str, ...]]
+    benchmark: Translation, results: ResultFolder, unrounded: dict[str, Path], row: tuple[int, tuple[str, ...]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A row's number and result names -> label (512, 512) and pictures (G, 512, 512, 3); leaves a thumbnail."""
+    """A row's number and result names -> label (512, 512) and pictures (G, 512, 512, 3), edges (G, 512, 512) where
+    `unrounded` has them; leaves a thumbnail."""
     case = benchmark.case(row[0])
     thumbnail = Image.fromarray(case.condition).resize((THUMBNAIL, THUMBNAIL))
     # Written again each time: the folder may hold those of another root.
     save_image(thumbnail, benchmark.thumbnails("conditions") / f"{row[0]}.jpg")
-    return case.label, np.stack([load_square(results.path(name, f"{name}.png"), SIZE) for name in row[1]])
+    files = [unrounded.get(name) or results.path(name, f"{name}.png") for name in row[1]]
+    pictures = np.stack([load_square(file, SIZE) for file in files])
+    return case.label, pictures[..., 0] if unrounded and benchmark.name == "canny" else pictures
 
 
 class Fid:

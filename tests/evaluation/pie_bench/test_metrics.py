@@ -169,6 +169,15 @@ def test_structure_without_antialias_is_plain_interpolation() -> None:
         torch.testing.assert_close(shifted, small, atol=1e-3, rtol=1e-5)
 
 
+def test_the_evaluator_chooses_the_resize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editar.metrics.dino_structure.dino_vitb8", small_vit)  # a smaller file
+    torch.save(small_vit().state_dict(), tmp_path / "vit.pth")
+    sources = NetworkSources(str(tmp_path / "vit.pth"), None, None)
+    for evaluator, antialias in (("current", True), ("2023", False)):
+        metrics, _ = PieMetrics.load(sources, CPU, evaluator)
+        assert metrics.structure is not None and metrics.structure.antialias is antialias
+
+
 def test_structure_refuses_other_networks(tmp_path: Path) -> None:
     torch.save(small_vit().state_dict(), tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="does not fit"):

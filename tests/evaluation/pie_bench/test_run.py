@@ -44,7 +44,7 @@ def test_anybodys_folder_gives_the_official_numbers(scored: Path) -> None:
         known = [row[name] for row in method["rows"] if row[name] is not None]
         assert method["mean"][name]["mean"] == pytest.approx(np.mean(known))
         assert method["mean"][name]["excluded"] == 6 - len(known)
-    assert scores["protocol"] == "pnpinversion-v1"
+    assert scores["protocol"] == "pnpinversion-current"
     assert set(scores["missing_columns"]) == {"structure", "lpips", "clip_whole", "clip_edited"}
     assert "add object" in method["by"]["edit type"]
     assert "natural animal" in method["by"]["category"]
@@ -57,6 +57,47 @@ def test_six_pictures_are_not_called_the_papers_table(scored: Path) -> None:
     rows = list(csv.DictReader((scored / "table3.csv").open()))
     assert [row["comparable"] for row in rows] == ["paper"] * 11 + ["no"]
     assert rows[-1]["method"] == "tiny-editor" and float(rows[-1]["psnr"]) > 10
+
+
+def test_the_evaluator_of_2023_drops_the_borders_of_ssim(tmp_path: Path) -> None:
+    """Background SSIM that torchmetrics 1.4.1 gives for the stored pictures; 1.4.2 and later: expected.json."""
+    evaluate(config(tmp_path, "stage=score", f"results={RESULTS}", "evaluator=2023"))
+    scores = load_evaluation(tmp_path)
+    assert scores.protocol == "pnpinversion-2023"
+    found = {row["id"]: row["ssim"] / 100 for row in scores.methods[0].rows if not math.isnan(row["ssim"])}
+    assert found == pytest.approx(
+        {
+            "000000000000": 0.9342437982559204,
+            "111000000004": 0.9592106342315674,
+            "221000000002": 0.7850193977355957,
+            "324000000001": 0.9859735369682312,
+            "811000000005": 0.9801841974258423,
+        },
+        abs=1e-5,
+    )
+
+
+def test_published_values_of_another_evaluator_take_no_part() -> None:
+    paper = paper_tables()["table1"]
+    values = {"structure": 50.0, "psnr": 20.0}
+    current, of_2023 = (
+        layout(paper, [OurRow("ours", values, "", dict.fromkeys(values, f"pnpinversion-{name}"))], "<{}>".format)
+        for name in ("current", "2023")
+    )
+    now, then = ({row[0]: row[1:3] for row, _ in cells.rows} for cells in (current, of_2023))
+    assert now["PnPInversion"] == ["11.65°", "<27.22>"] and now["EditAR"] == ["<39.43>", "21.32"]
+    assert then["PnPInversion"] == ["<11.65>", "<27.22>"] and then["EditAR"] == ["39.43°", "21.32"]
+    assert now["MGIE"] == ["67.41?", "21.20?"]
+    assert now["  minus the paper's EditAR"] == ["+10.57", "-1.32"]
+    assert then["  minus the paper's EditAR"] == ["-", "-1.32"]
+    assert [note[0] for note in current.notes] == ["°", "?"]
+
+
+def test_a_protocol_of_nobody_is_not_comparable() -> None:
+    ours = OurRow("ours", {"cocostuff_miou": 30.0}, "", {"cocostuff_miou": "editar-aligned"})
+    why = ours.why_not(paper_tables()["table2"])
+    assert why == "no published row was measured by protocol editar-aligned"
+    assert not OurRow("o", {}, "", {"cocostuff_miou": "editar"}).why_not(paper_tables()["table2"])
 
 
 def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
@@ -92,6 +133,7 @@ def test_the_json_table_is_strict_and_says_what_is_comparable() -> None:
     assert [column["name"] for column in table["columns"]] == paper.columns
     assert table["paper"][-1] == {
         "method": "EditAR", "base": "LlamaGen", "kind": "feed-forward", "values": paper.row("EditAR"),
+        "protocols": paper.rows[-1].protocols,
     }  # fmt: skip
     first, second = table["ours"]
     assert (first["comparable"], first["why_not"]) == (True, "")

@@ -26,6 +26,7 @@ from editar.evaluation.translation.protocol import (
     edge_maps,
     edge_scores,
     protocol,
+    renderings,
 )
 from editar.parity.checks import Check
 from editar.parity.groups import run_all
@@ -156,13 +157,63 @@ def coco_row() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_labels_are_cropped_as_their_picture_is() -> None:
-    """EditAR's script stretches them instead; that mistake is not repeated."""
+def test_editar_stretches_the_labels_alone() -> None:
     case = read_case("cocostuff", coco_row(), "0", protocol("editar"))
+    assert np.unique(case.label[0], return_counts=True)[1].tolist() == [128, 256, 128]  # 5, 170, 255: all of the map
+    assert [case.condition[0, column, 0] for column in (60, 200, 400)] == [5, 5, 170]  # the middle of the picture
+    # A perfect picture on this row: columns 0..127 are ignored, 128..255 agree, 256..511 agree.
+    confusion = Confusion()
+    confusion.update(case.condition[..., 0].clip(0, 170), case.label)
+    assert 0.95 < confusion.scores().aacc < 1
+
+
+def test_aligned_labels_are_cropped_as_their_picture_is() -> None:
+    case = read_case("cocostuff", coco_row(), "0", protocol("editar-aligned"))
     assert set(np.unique(case.label)) == {5, 170}  # the ignored left quarter is cut away
     columns = np.arange(512)
     inner = (np.abs(columns - 256) > 24) & (columns > 24)  # Lanczos rings at the boundaries
     np.testing.assert_array_equal(case.condition[:, inner, 0], case.label[:, inner])
+
+
+def test_label_condition_and_picture_of_different_sizes() -> None:
+    """As in EditAR's loader each is brought to 512x512 by itself."""
+    row = coco_row() | {"image": png(photo(64, 96)), "panoptic_seg_map": np.full((30, 20), 7).tolist()}
+    case = read_case("cocostuff", row, "0", protocol("editar"))
+    assert case.image.shape == case.condition.shape == (512, 512, 3)
+    assert case.label.shape == (512, 512) and set(np.unique(case.label)) == {7}
+
+
+def test_alpha_is_dropped_as_officially() -> None:
+    picture = np.zeros((512, 512, 4), np.uint8)
+    picture[..., 0] = 90  # dark red, wholly transparent
+    case = read_case("canny", {"image": png(picture), "text": "a barn"}, "0", protocol("editar"))
+    assert case.image.reshape(-1, 3).max(0).tolist() == [90, 0, 0]
+
+
+def test_what_is_kept_of_an_output() -> None:
+    """Grey levels 10.4 and 10.6: truncated to 10 and 10, rounded to 10 and 11."""
+    output = torch.full((3, 512, 512), 10.4 / 255 * 2 - 1)
+    output[:, :, 256:] = 10.6 / 255 * 2 - 1
+    rules = protocol("editar")
+    kept = {task: renderings(task, rules) for task in ("depth", "canny", "cocostuff")}
+    assert {task: list(found) for task, found in kept.items()} == {
+        "depth": ["truncated", "images"], "canny": ["edges", "images"], "cocostuff": ["images"],
+    }  # fmt: skip
+    assert np.unique(kept["depth"]["truncated"](output)).tolist() == [10]
+    assert np.unique(kept["depth"]["images"](output)).tolist() == [10, 11]
+    output[:, :, 256:] = 1
+    edges = kept["canny"]["edges"](output)
+    assert edges.shape == (512, 512) and set(np.unique(edges)) == {0, 255}
+    assert list(renderings("canny", protocol("controlnet++"))) == ["images"]
+
+
+def test_edges_of_floats_are_not_those_of_bytes() -> None:
+    """What `editar` scores: the same output before and after rounding."""
+    output = torch.nn.functional.interpolate(torch.rand(1, 3, 32, 32), (512, 512), mode="bicubic").clamp(0, 1) * 2 - 1
+    kept = renderings("canny", protocol("editar"))
+    floats, bytes = kept["edges"](output[0]) > 0, kept["images"](output[0])
+    rounded = edge_maps(bytes[None], protocol("editar"), CPU)[0, 0].bool().numpy()
+    assert 0 < (floats != rounded).mean() < 0.01
 
 
 def test_controlnet_stretches() -> None:
@@ -178,7 +229,6 @@ def test_controlnet_stretches() -> None:
         ("depth", {"image": {"bytes": b"\x89PNG\r\n", "path": None}}, "depth row 7: .*image"),
         ("depth", {"text": " "}, "depth row 7: text is empty"),
         ("cocostuff", {"panoptic_seg_map": [[300]]}, "cocostuff row 7: not a label map"),
-        ("cocostuff", {"panoptic_seg_map": [[3]]}, "panoptic_seg_map"),
         ("tarot", {}, "task=tarot is not one of depth, canny, cocostuff"),
     ],
 )
@@ -190,7 +240,7 @@ def test_bad_rows(task: str, change: dict[str, Any], message: str) -> None:
 
 
 def test_protocols() -> None:
-    assert [rules.images_per_prompt for rules in PROTOCOLS.values()] == [1, 4]
+    assert [rules.images_per_prompt for rules in PROTOCOLS.values()] == [1, 1, 4]
     with pytest.raises(BenchmarkError, match="protocol=mine is not one of editar, controlnet"):
         protocol("mine")
 

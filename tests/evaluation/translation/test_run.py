@@ -16,11 +16,13 @@ from editar.config import EvalConfig
 from editar.errors import BenchmarkError, DataError, ImageError
 from editar.evaluation.nano.export import PROMPTS, export_translation
 from editar.evaluation.registry import benchmark_class
-from editar.evaluation.run import evaluate
+from editar.evaluation.run import evaluate, score
 from editar.evaluation.translation.networks import HubSegmenter
 from editar.evaluation.translation.protocol import PROTOCOLS, depth_map, depth_rmse
 from editar.evaluation.translation.run import Translation
+from editar.generation.generate import generate_results
 from editar.metrics.fid import FidStatistics
+from editar.runtime.distributed import Ranks
 from editar.runtime.entry import load_config
 from editar.runtime.files import checksum
 from editar.tables.scores import load_evaluation
@@ -80,7 +82,11 @@ def test_edges_of_the_photographs_themselves_are_perfect(
     assert means["canny_fid"].mean == pytest.approx(0, abs=1e-3)
     assert np.isnan(means["canny_fid"].low)  # one number of all pictures has no interval
     assert FidStatistics.load(roots["canny"] / "fid_canny_crop_3.npz").count == ROWS
-    assert scores.methods[0].why_not == ["3 prompts instead of 5000"]
+    assert scores.methods[0].why_not == [
+        "3 prompts instead of 5000",
+        "pictures of canny_eval, editar takes those of depth_eval",
+        "canny scored on 8-bit pictures, the paper's on the output before rounding",
+    ]
     text = (tmp_path / "out" / "table2.txt").read_text()
     assert "photographs *" in text and "EditAR without distillation" not in text
     thumbnail = Path(scores.methods[0].rows[0]["source"])
@@ -172,9 +178,45 @@ def test_four_pictures_of_each_prompt(
     scores = load_evaluation(out)
     assert len(scores.methods[0].rows) == 2
     reasons = scores.methods[0].why_not
-    assert reasons[:2] == ["2 prompts instead of 5000", "protocol controlnet++, the paper's rows follow `editar`"]
+    assert reasons[0] == "2 prompts instead of 5000" and "canny_eval" not in "; ".join(reasons)
+    assert not (out / "edges").exists()
     assert scores.methods[0].whole["canny_fid"] > 0
     assert FidStatistics.load(tmp_path / "f.npz").count == 2
+
+
+def test_edges_belong_to_the_output_before_rounding(
+    roots: dict[str, Path], networks: list[str], tmp_path: Path
+) -> None:
+    """An editor of 512 px, whose outputs lie between two grey levels; canny on the pictures of the depth set."""
+
+    class Flat:
+        size, batch, reads = 512, 2, "instruction"
+
+        def describe(self) -> dict[str, object]:
+            return {}
+
+        def cost(self) -> dict[str, float]:
+            return {}
+
+        def __call__(self, sources: list[np.ndarray], texts: list[str], ids: list[str]) -> list[torch.Tensor]:
+            outputs = torch.full((len(ids), 3, 512, 512), 100.6 / 255 * 2 - 1)
+            outputs[..., 256:] = 200.4 / 255 * 2 - 1
+            return list(outputs)
+
+    out = tmp_path / "out"
+    benchmark = opened(config(roots["depth"], out, "benchmark=canny", "stage=score", networks[2]))
+    arguments = (benchmark.jobs(), out, Ranks(0, 1, torch.device("cpu")), benchmark.sources_sum)
+    generate_results(Flat(), *arguments, benchmark.renderings())
+    assert np.unique(Image.open(out / "images" / "0.png")).tolist() == [101, 200]
+    assert (np.asarray(Image.open(out / "edges" / "0.png")) == 255).any(0).nonzero()[0].tolist() in ([255], [256])
+    assert score(benchmark).methods[0].why_not == ["3 prompts instead of 5000"]
+    shutil.copy(out / "images" / "0.png", out / "edges" / "1.png")
+    assert score(benchmark).methods[0].why_not == ["3 prompts instead of 5000"]  # stamped by the same run
+    Image.new("L", (512, 512)).save(out / "edges" / "1.png")
+    with pytest.raises(BenchmarkError, match=r"edges/1.png, which carries no stamp"):
+        score(benchmark)
+    cv2 = opened(config(roots["depth"], out, "benchmark=canny", "stage=score", "canny.operator=cv2"))
+    assert cv2.protocol == "editar cv2" and cv2.sources_sum() != benchmark.sources_sum()
 
 
 def test_what_cannot_be_scored(roots: dict[str, Path], tmp_path: Path) -> None:
