@@ -132,8 +132,8 @@ class GPTConfig:
 class TeacherConfig:
     """Frozen feature encoder of the distillation loss (paper eq. 3).
 
-    weights  hub id or folder; of `timm` a file, or the name of a model that timm downloads
-    model    `timm` only: the architecture, for instance resnet50
+    weights  hub id or folder; of `timm` a file of the model's weights, or `timm`, which downloads them
+    model    `timm` only: the model's name there, for instance resnet50
     """
 
     name: str = setting("dinov2", choices=("none", "dinov2", "clip", "clipseg", "timm", "hog"))
@@ -142,3 +142,8 @@ class TeacherConfig:
     dim: int = setting(768, least=1)
     grid: int | None = setting(None, least=1)  # resize the student's map to grid x grid; None keeps it
     dtype: str = setting("float32", choices=DTYPES)
+
+    @property
+    def identity(self) -> str:
+        """What stored features are of, fit for a file's name."""
+        return f"{self.name}-{self.model}" if self.model else self.name

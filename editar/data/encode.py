@@ -82,7 +82,7 @@ def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheM
         tokenizer=checksum,
         image_size=cfg.image_size,
         grid=cfg.gpt.grid,
-        features=f"{cfg.teacher.name}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}" if cfg.data.cache_features else "",
+        features=f"{cfg.teacher.identity}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}" if cfg.data.cache_features else "",
     )
 
 
