@@ -74,6 +74,7 @@ def tokenizer_checksum(tokenizer: VQModel) -> str:
 
 def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
     """What `source`'s cache must have been made of under this config."""
+    features = f"{cfg.teacher.identity}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}"
     return CacheManifest(
         source=source.name,
         revision=source.revision,
@@ -82,7 +83,7 @@ def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheM
         tokenizer=checksum,
         image_size=cfg.image_size,
         grid=cfg.gpt.grid,
-        features=f"{cfg.teacher.identity}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}" if cfg.data.cache_features else "",
+        features=features if cfg.data.cache_features else "",
     )
 
 
