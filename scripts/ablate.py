@@ -79,7 +79,7 @@ def check(run: Path, overrides: list[str]) -> TrainConfig:
 def shared_cache(out: Path, cfg: TrainConfig) -> list[str]:
     """One codes cache for all runs that may share it (it holds the teacher's features), where runs make their own."""
     own = cfg.data.build_cache and str(cfg.data.cache).startswith(cfg.output_dir)
-    return [f"data.cache={out / f'codes_{cfg.teacher.name}'}"] if own else []
+    return [f"data.cache={out / f'codes_{cfg.teacher.identity}'}"] if own else []
 
 
 def call(launcher: str, module: str, overrides: list[str]) -> None:

@@ -14,3 +14,13 @@ run_eval() {
     "$PYTHON" -m editar.eval "$@"
   fi
 }
+
+# `run_baseline NAME key=value ... output_dir=FOLDER` adds FOLDER to `scored`, or says why it cannot be run here.
+run_baseline() {
+  if HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} run_eval baseline="$@"; then
+    scored+=("${@: -1}")
+    scored[-1]=${scored[-1]#output_dir=}
+  else
+    echo "baseline $1 is left out of the table: the lines above say what is missing (HF_HUB_OFFLINE=0 downloads weights)" >&2
+  fi
+}

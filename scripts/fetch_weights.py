@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 
 from editar.runtime.entry import script
-from editar.weights.fetch import fetch, load_manifest, missing_files
+from editar.runtime.manifest import CHECKPOINTS, load_manifest, missing_files
+from editar.weights.fetch import fetch
 
 
 def show(folder: Path) -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="weights by name, or edit, train, evaluate for all those need")
     parser.add_argument("--list", action="store_true", help="show the known weights and what is here already")
     parser.add_argument(
-        "--dir", type=Path, default=Path("checkpoints"), help="where to put them (default: checkpoints)"
+        "--dir", type=Path, default=CHECKPOINTS, help="where to put them (default: checkpoints, where they are found)"
     )
     options = parser.parse_args()
     if options.list or not options.names:

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Table 3: PIE-Bench with our checkpoint and with the baselines that can be run here, one table, one report.
 #   CHECKPOINT=checkpoints/editar-xl DATA=data/pie_bench [GPUS=8] scripts/table3.sh [key=value ...]
+# Needs the checkpoint (fetch_weights.py edit, convert_weights.py), PIE-Bench and the scoring networks (fetch_weights.py evaluate).
 # The arguments go to our run alone (+sampling.cfg_scale=2); OVERRIDES="networks.clip=null" go to every run.
-# BASELINES (instruct_pix2pix magicbrush) are run through diffusers (pip install -e '.[baselines]'); FOLDERS
+# BASELINES (instruct_pix2pix magicbrush) are run through diffusers (pip install -e '.[baselines]'). One that is not
+# here is left out, with a line that says what is missing; HF_HUB_OFFLINE=0 downloads it. FOLDERS
 # ("mgie=DIR seed_x_edit=DIR") are pictures made elsewhere.
-# Estimate: table 1's time, and 5 s a picture for each baseline: an hour on one GPU, 8 minutes on eight.
+# Estimate: 15 minutes on one GPU for ours, and 5 s a picture for each baseline: an hour on one GPU, 8 minutes on eight.
 source "$(dirname "$0")/eval.sh"
 common=(benchmark=pie_bench root="${DATA:?the folder with mapping_file.json}" ${OVERRIDES-})
-run_eval "${common[@]}" checkpoint="${CHECKPOINT:?a run folder}" output_dir="$OUT/ours" method=ours "$@"
+run_eval "${common[@]}" checkpoint="${CHECKPOINT:?a run folder}" output_dir="$OUT/ours" method="${METHOD:-ours}" "$@"
 scored=("$OUT/ours")
 for name in ${BASELINES-instruct_pix2pix magicbrush}; do
-  run_eval "${common[@]}" baseline="$name" output_dir="$OUT/$name"
-  scored+=("$OUT/$name")
+  run_baseline "$name" "${common[@]}" output_dir="$OUT/$name"
 done
 for entry in ${FOLDERS-}; do
   name=${entry%%=*}

@@ -8,6 +8,7 @@ from editar.config.fields import setting
 from editar.errors import ConfigError
 
 KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+CONDITION_SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "segmentation": "cocostuff"}  # task -> kind
 SHAPE_COUNTS = (1, 2, 2, 3)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from editar.config.baseline import BaselineConfig
 from editar.config.checks import check_gpt, check_tokenizer
 from editar.config.compose import override
-from editar.config.data import CannyConfig, DataConfig, DropConfig, NanoDataConfig
-from editar.config.evaluation import NetworkSources
+from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, NanoDataConfig
+from editar.config.evaluation import ConditionNetworks, NetworkSources
 from editar.config.fields import setting
-from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
+from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TextPlace, TokenizerConfig
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
 
@@ -142,11 +142,20 @@ class TokenizerTrainConfig:
 
 @dataclass
 class EditConfig:
-    """`python -m editar.edit`: edit one picture file."""
+    """`python -m editar.edit`: edit one picture file, or draw one.
 
-    image: str = MISSING
-    instruction: str = MISSING
+    image        null: from the text alone (text-to-image), and with instruction=null from nothing
+    instruction  null: from the image alone
+    task         `edit`, or what the image is: the instruction then is a caption, to which the sentence that the
+                 checkpoint was trained with is added
+    from_photo   image is a photograph, from which the task's condition is made first (also written, beside the result)
+    """
+
+    image: str | None = MISSING
+    instruction: str | None = MISSING
     checkpoint: str = MISSING
+    task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
+    from_photo: bool = False
     output: str = "outputs/edit.png"
     num_samples: int = setting(1, least=1)
     mask: str | None = None  # a picture of the image's size, white where the edit may change something
@@ -158,9 +167,16 @@ class EditConfig:
     compile: bool | None = None  # the sampling step; null = on a GPU
     int8: bool = False  # 8-bit weights on a CPU: faster, slightly different results
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of the checkpoint's own defaults
+    text: TextPlace = field(default_factory=TextPlace)
+    networks: ConditionNetworks = field(default_factory=ConditionNetworks)  # with from_photo=true
 
     def resolve(self) -> None:
         override(SamplingConfig(), self.sampling, "sampling")
+        if self.image is None and (self.task != "edit" or self.mask):
+            raise ConfigError(f"image is null, and {'mask' if self.mask else f'task={self.task}'} needs one")
+        if self.from_photo and self.task == "edit":
+            tasks = ", ".join(CONDITION_SOURCES)
+            raise ConfigError(f"from_photo=true makes a condition, and task=edit has none; give task as one of {tasks}")
 
 
 @dataclass
@@ -200,6 +216,7 @@ class EvalConfig:
     device: str = "auto"
     networks: NetworkSources = field(default_factory=NetworkSources)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    text: TextPlace = field(default_factory=TextPlace)
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def resolve(self) -> None:

@@ -48,6 +48,13 @@ class TextConfig:
 
 
 @dataclass
+class TextPlace:
+    """Where a checkpoint's text encoder lies on this machine, hub id or folder; null: where its config.yaml says."""
+
+    name: str | None = None
+
+
+@dataclass
 class RopeConfig:
     """Where each position of [source | text | target] sits in the 2-D rotary table.
 
@@ -123,10 +130,20 @@ class GPTConfig:
 
 @dataclass
 class TeacherConfig:
-    """Frozen feature encoder of the distillation loss (paper eq. 3)."""
+    """Frozen feature encoder of the distillation loss (paper eq. 3).
 
-    name: str = setting("dinov2", choices=("none", "dinov2", "clip", "hog"))
+    weights  hub id or folder; of `timm` a file of the model's weights, or `timm`, which downloads them
+    model    `timm` only: the model's name there, for instance resnet50
+    """
+
+    name: str = setting("dinov2", choices=("none", "dinov2", "clip", "clipseg", "timm", "hog"))
     weights: str = "facebook/dinov2-base"
+    model: str = ""
     dim: int = setting(768, least=1)
     grid: int | None = setting(None, least=1)  # resize the student's map to grid x grid; None keeps it
     dtype: str = setting("float32", choices=DTYPES)
+
+    @property
+    def identity(self) -> str:
+        """What stored features are of, fit for a file's name."""
+        return f"{self.name}-{self.model}" if self.model else self.name

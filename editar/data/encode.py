@@ -81,7 +81,8 @@ def tokenizer_checksum(tokenizer: VQModel) -> str:
 
 def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:
     """What `source`'s cache must have been made of under this config."""
-    pictures = f"exact:{cfg.teacher.name}" if cfg.data.cache_pictures == "exact" else codes.JPEG
+    features = f"{cfg.teacher.identity}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}"
+    pictures = f"exact:{cfg.teacher.identity}" if cfg.data.cache_pictures == "exact" else codes.JPEG
     if cfg.teacher.name == "none" or cfg.data.cache_features:  # no picture is read: any will do
         found = codes.stored_manifest(cfg.data.cache, source.name)
         pictures = found.pictures if found else codes.JPEG
@@ -93,7 +94,7 @@ def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheM
         tokenizer=checksum,
         image_size=cfg.image_size,
         grid=cfg.gpt.grid,
-        features=f"{cfg.teacher.name}:{cfg.gpt.teacher_grid or cfg.gpt.grid // 2}" if cfg.data.cache_features else "",
+        features=features if cfg.data.cache_features else "",
         pictures=pictures,
     )
 

@@ -75,5 +75,6 @@ def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
     """The baseline's or the checkpoint's editor. Raises CheckpointError or ConfigError."""
     if cfg.baseline.given:
         return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
-    pipeline = EditPipeline.from_pretrained(str(cfg.checkpoint), device, cfg.sampling, dtype=cfg.dtype)
-    return ModelEditor(pipeline, Path(str(cfg.checkpoint)))
+    folder = Path(str(cfg.checkpoint))
+    pipeline = EditPipeline.from_pretrained(folder, device, cfg.sampling, dtype=cfg.dtype, text_name=cfg.text.name)
+    return ModelEditor(pipeline, folder)

@@ -20,7 +20,8 @@ from editar.config import NetworkSources
 from editar.errors import CheckpointError, ConfigError
 from editar.runtime.files import checksum, content_sum
 from editar.runtime.hub import from_pretrained
-from editar.weights.fetch import hub_file, load_manifest
+from editar.runtime.manifest import load_manifest, stored_folder
+from editar.weights.fetch import hub_file
 from editar.weights.read import read_file
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ def pretrained(cls: Any, source: str, kind: str) -> Any:
 
 def weights_files(source: str | Path) -> list[Path]:
     """The weights behind a source that was loaded: the file, a folder's, or a hub id's in the hub's cache."""
-    path = Path(source)
+    path = Path(stored_folder(str(source)))
     if path.is_file():
         return [path]
     if path.is_dir():

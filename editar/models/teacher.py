@@ -1,9 +1,10 @@
 """Frozen teachers of the distillation loss: pictures -> patch features (paper eq. 3).
 
-`dinov2` and `clip` follow EditAR's feature encoders (TokenAR feature_encoders/build.py): the network's
-own processor (resize, centre crop, normalise), bfloat16 weights under autocast, last hidden state
-without the class token. The teacher therefore sees a crop while the student's map covers the whole
-picture; kept as it is. `hog` is a hand-made teacher that needs no download, for the nano world.
+`dinov2`, `clip` and `clipseg` follow EditAR's feature encoders (TokenAR feature_encoders/build.py): the
+network's own processor (resize, centre crop, normalise), bfloat16 weights under autocast, last hidden state
+without the class token. With dinov2 the teacher therefore sees a crop while the student's map covers the whole
+picture; kept as it is. `timm` is any network of timm that gives feature maps, convolutional ones included; it
+sees the whole picture. `hog` is a hand-made teacher that needs no download, for the nano world.
 
 `prepare` makes of a full-size picture the bytes that the network is about to see; data workers do it, and a
 codes cache may keep the result.
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from editar.config import TeacherConfig
-from editar.errors import ConfigError
+from editar.errors import ConfigError, one_line
 from editar.images import to_tensor, to_uint8
 from editar.runtime.device import pick_dtype
 from editar.runtime.hub import from_pretrained
@@ -40,28 +41,33 @@ def build_teacher(cfg: TeacherConfig, device: torch.device, grid: int) -> Teache
         return None
     if cfg.name == "hog":
         return HogTeacher(grid, device)
-    return HubTeacher(cfg, device)
+    return TimmTeacher(cfg, device, grid) if cfg.name == "timm" else HubTeacher(cfg, device)
 
 
 class HubTeacher:
-    """DINOv2 or CLIP vision tower through transformers, with the sizes of its own image processor."""
+    """DINOv2, CLIP's or CLIPSeg's vision tower through transformers, with the sizes of its own image processor."""
 
     def __init__(self, cfg: TeacherConfig, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
+        """Raises ConfigError for what cannot be loaded or is of another kind."""
+        from transformers import AutoImageProcessor, AutoModel, CLIPSegForImageSegmentation, CLIPVisionModel
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
         processor = from_pretrained(AutoImageProcessor, cfg.weights)
         self.prepare: Callable[[np.ndarray], np.ndarray] = partial(prepare, sizes_of(processor))
         self.mean, self.std = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
-        model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
+        kind = {"clip": CLIPVisionModel, "clipseg": CLIPSegForImageSegmentation}.get(cfg.name, AutoModel)
+        model, report = from_pretrained(kind, cfg.weights, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):  # transformers would go on with random ones
+            raise ConfigError(f"teacher.weights={cfg.weights}: no {missing[0]} in it, so it is no {cfg.name}")
+        if cfg.name == "clipseg":  # asked for alone, its tower finds none of its weights in the file (transformers 5)
+            model = model.clip.vision_model
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        pixels = (pictures.to(self.device).float() / 255 - self.mean) / self.std
         half = self.dtype != torch.float32  # under autocast, as officially: layer norms stay float32
         with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
-            features = self.model(pixel_values=pixels.permute(0, 3, 1, 2).to(self.dtype)).last_hidden_state
+            features = self.model(pixel_values=normalised(self, pictures)).last_hidden_state
         return features[:, 1:].float()
 
 
@@ -91,6 +97,57 @@ def prepare(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
         left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
         image = image.crop((left, top, left + crop[0], top + crop[1]))
     return np.array(image)
+
+
+class TimmTeacher:
+    """The feature map with `grid` places a side of any timm network, normalised as that network wants it."""
+
+    def __init__(self, cfg: TeacherConfig, device: torch.device, grid: int) -> None:
+        """Raises ConfigError for an unknown model, or weights that are not its own."""
+        from timm.data import resolve_data_config
+
+        self.cfg, self.device, self.dtype, self.grid = cfg, device, pick_dtype(cfg.dtype, device), grid
+        self.prepare: Callable[[np.ndarray], np.ndarray] = np.asarray  # the whole picture
+        file = {} if cfg.weights == "timm" else {"pretrained_cfg_overlay": {"file": cfg.weights}}
+        model = timm_model(cfg, pretrained=True, **file)
+        self.model = model.to(device, self.dtype).eval().requires_grad_(False)
+        wanted = resolve_data_config(model=model)
+        self.mean, self.std = (torch.tensor(wanted[key], device=device) for key in ("mean", "std"))
+
+    @torch.no_grad()
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Raises ConfigError where no map has `grid` places a side and `teacher.dim` channels."""
+        maps = self.model(normalised(self, pictures))
+        for found in reversed(maps):  # the deepest first
+            if found.shape[1:] == (self.cfg.dim, self.grid, self.grid):
+                return found.flatten(2).transpose(1, 2).float()
+        known = ", ".join(f"teacher.grid={found.shape[-1]} teacher.dim={found.shape[1]}" for found in maps)
+        wanted = f"teacher.grid={self.grid} teacher.dim={self.cfg.dim}"
+        raise ConfigError(
+            f"{self.cfg.model} has no map of {wanted} for pictures of {pictures.shape[1]} px; it has {known}"
+        )
+
+
+def normalised(teacher: HubTeacher | TimmTeacher, pictures: torch.Tensor) -> torch.Tensor:
+    """(B, h, w, 3) uint8 -> (B, 3, h, w) in the teacher's dtype, with its mean and deviation."""
+    pixels = (pictures.to(teacher.device).float() / 255 - teacher.mean) / teacher.std
+    return pixels.permute(0, 3, 1, 2).to(teacher.dtype)
+
+
+def timm_model(cfg: TeacherConfig, **options: Any) -> Any:
+    """Raises ConfigError."""
+    import timm
+
+    try:
+        return timm.create_model(cfg.model, features_only=True, **options)
+    except Exception as error:  # unknown, offline, other weights: many types, one meaning
+        raise ConfigError(f"teacher.model={cfg.model} from {cfg.weights}: {one_line(error)}") from None
+
+
+def timm_parameters(cfg: TeacherConfig) -> int:
+    """How many a timm teacher has; loads nothing. Raises ConfigError for an unknown model."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm_model(cfg).parameters())
 
 
 class HogTeacher:

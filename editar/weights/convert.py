@@ -16,7 +16,7 @@ from editar.errors import CheckpointError
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
 from editar.runtime.files import atomic, check_state, checksum, save_weights, write_json, write_text
-from editar.weights.fetch import load_manifest
+from editar.runtime.manifest import load_manifest
 from editar.weights.load import gpt_advice, judge
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole

@@ -1,4 +1,4 @@
-"""Outside weights: the manifest `third_party/weights.yaml`, and getting its files here.
+"""Getting the files of the manifest `third_party/weights.yaml` here.
 
 Nothing is downloaded unless `scripts/fetch_weights.py` is run or a configuration names a hub id.
 """
@@ -9,44 +9,15 @@ import os
 import re
 import shutil
 import urllib.request
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from editar.config import CONFIG_DIR
 from editar.errors import CheckpointError, one_line
 from editar.runtime.files import checksum
 from editar.runtime.log import say
+from editar.runtime.manifest import CHECKPOINTS, WeightsEntry, alternatives, load_manifest, missing_files, target_path
 
-MANIFEST = CONFIG_DIR.parent / "third_party" / "weights.yaml"
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-
-
-@dataclass
-class WeightsFile:
-    file: str = MISSING  # name in the repository; `a | b` = the first that exists
-    to: str = MISSING  # checkpoints/...; ends in / to keep the name
-    size: int | None = None
-    sha256: str | None = None
-    sha256_prefix: str | None = None
-    url: str | None = None
-
-
-@dataclass
-class WeightsEntry:
-    """One outside weight. `used_by`: edit, train, evaluate."""
-
-    what: str = MISSING
-    repo: str | None = None
-    repo_type: str | None = None  # model | dataset
-    licence: str = MISSING
-    used_by: list[str] = field(default_factory=list)
-    use: str | None = None
-    files: list[WeightsFile] = field(default_factory=list)
 
 
 class Download(NamedTuple):
@@ -58,22 +29,6 @@ class Download(NamedTuple):
     target: Path
     size: int | None
     sha256: str | None  # whole, or its first characters
-
-
-def load_manifest(path: Path = MANIFEST) -> dict[str, WeightsEntry]:
-    """Name -> entry, every field checked."""
-    try:
-        raw = OmegaConf.load(path)
-        merged = {str(k): OmegaConf.merge(OmegaConf.structured(WeightsEntry), v) for k, v in raw.items()}  # type: ignore[union-attr]
-        entries: dict[str, WeightsEntry] = {name: OmegaConf.to_object(node) for name, node in merged.items()}  # type: ignore[misc]
-    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: {one_line(error)}") from None
-    for name, entry in entries.items():
-        if entry.repo is None and any(file.url is None for file in entry.files):
-            raise CheckpointError(f"{path}: {name} has neither a repo nor a url for each file")
-        if entry.repo is not None and entry.repo_type not in ("model", "dataset"):
-            raise CheckpointError(f"{path}: {name}.repo_type={entry.repo_type} is not one of model, dataset")
-    return entries
 
 
 def select(names: list[str], entries: dict[str, WeightsEntry]) -> dict[str, WeightsEntry]:
@@ -88,7 +43,7 @@ def select(names: list[str], entries: dict[str, WeightsEntry]) -> dict[str, Weig
 # --- fetching -------------------------------------------------------------------------------------
 
 
-def fetch(names: list[str], folder: Path = Path("checkpoints")) -> list[Path]:
+def fetch(names: list[str], folder: Path = CHECKPOINTS) -> list[Path]:
     """Download the named weights into `folder`: space is checked first, then each file's checksum.
 
     Raises CheckpointError; where the hub cannot be reached its text says which file to put where.
@@ -112,6 +67,8 @@ def fetch(names: list[str], folder: Path = Path("checkpoints")) -> list[Path]:
     for name, entry in entries.items():
         if entry.use:
             say(f"{name}: {entry.use.replace('checkpoints', str(folder))}")
+    if folder.resolve() != CHECKPOINTS.resolve():
+        say(f"configurations look for them in {CHECKPOINTS}: ln -s {folder.absolute()} {CHECKPOINTS}")
     return [item.target for item in downloads]
 
 
@@ -137,19 +94,6 @@ def plan(entry: WeightsEntry, folder: Path) -> list[Download]:
         target, known = target_path(item, name, folder), item.sha256 or sha or item.sha256_prefix
         downloads.append(Download(entry, name, item.url, target, item.size or size, known))
     return downloads
-
-
-def alternatives(item: WeightsFile) -> list[str]:
-    return [name.strip() for name in item.file.split("|")]
-
-
-def missing_files(entry: WeightsEntry, folder: Path) -> list[WeightsFile]:
-    return [f for f in entry.files if not any(target_path(f, name, folder).is_file() for name in alternatives(f))]
-
-
-def target_path(item: WeightsFile, name: str, folder: Path) -> Path:
-    to = item.to + Path(name).name if item.to.endswith("/") else item.to
-    return folder / Path(to).relative_to("checkpoints")
 
 
 def by_hand(entry: WeightsEntry, folder: Path) -> list[str]:
@@ -224,12 +168,15 @@ def download_url(item: Download, folder: Path) -> Path:
 
 
 def hub_file(source: str) -> Path:
-    """A hub id as written in a configuration -> its file in the hub's own cache.
+    """A hub id as written in a configuration -> its file, where `fetch` put it or in the hub's own cache.
 
     `owner/name`, `owner/name:file`, `datasets/owner/name:file`, `hf://[datasets/]owner/name/file`.
     Without a file: the one that the manifest knows, else model.safetensors.
     """
     repo, repo_type, file = parse_hub_id(source)
+    for item in (item for entry in load_manifest().values() if entry.repo == repo for item in entry.files):
+        if file in alternatives(item) and (path := target_path(item, file, CHECKPOINTS)).is_file():
+            return path
     from huggingface_hub import hf_hub_download
 
     try:

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDPMScheduler,
     PNDMScheduler,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
@@ -21,14 +22,18 @@ from diffusers import (
 )
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from editar.config import EvalConfig
+from editar.config import BaselineConfig, EvalConfig, TrainConfig
+from editar.data.loader import Batch
 from editar.errors import CheckpointError, ConfigError
 from editar.evaluation.run import evaluate
+from editar.generation.diffusers_baselines import load_pipeline
 from editar.generation.editors import Editor, open_editor
 from editar.runtime.entry import load_config
 from editar.tables.paper_rows import paper_tables
+from scripts import train_instruct_pix2pix
 from tests.helpers import tiny
 from tests.helpers.tiny import ROOT
 
@@ -283,3 +288,58 @@ def test_settings_that_cannot_work(tmp_path: Path, overrides: list[str], message
     with pytest.raises(ConfigError, match=message) as caught:
         config(tmp_path, *overrides)
     assert "\n" not in str(caught.value)
+
+
+def fine_tuned(folder: Path, weights: Path, *more: str) -> dict[str, torch.Tensor]:
+    small = [
+        "image_size=64",
+        "data.train_samples=16",
+        "num_workers=0",
+        "global_batch=4",
+        "micro_batch=2",
+        "log_every=1",
+    ]
+    arguments = ["--base", str(weights / "edit"), f"output_dir={folder}", "optim.lr=1e-3", *small, *more]
+    train_instruct_pix2pix.main(arguments)
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.slow
+def test_instruct_pix2pix_is_fine_tuned_on_our_data(weights: Path, tmp_path: Path) -> None:
+    """A resumed training equals the uninterrupted one, and what it leaves is a baseline like any other."""
+    whole = fine_tuned(tmp_path / "whole", weights, "steps=3")
+    fine_tuned(tmp_path / "parts", weights, "steps=2")
+    parts = fine_tuned(tmp_path / "parts", weights, "steps=3")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    before = load_file(weights / "edit" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(before[key], whole[key]) for key in before)
+    for part in ("vae", "text_encoder"):
+        files = [
+            next((folder / part).glob("*.safetensors")) for folder in (weights / "edit", tmp_path / "whole/pipeline")
+        ]
+        first, second = (load_file(file) for file in files)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    cfg = pix2pix(tmp_path / "out", weights, f"baseline.base_model={tmp_path / 'whole' / 'pipeline'}")
+    source = np.zeros((64, 64, 3), np.uint8)
+    assert open_editor(cfg, CPU)([source], ["make it red"], ["a"])[0].shape == (64, 64, 3)
+
+
+def test_dropped_conditions_of_the_fine_tuning(weights: Path) -> None:
+    """With both dropped in every sample the loss knows neither text nor source."""
+    cfg = load_config(TrainConfig, "train", ["output_dir=x", "drop.both=1", "drop.text=0", "drop.image=0"])
+    origin = BaselineConfig(method="x", pipeline="instruct_pix2pix", base_model=str(weights / "edit"))
+    pipe = load_pipeline(origin, "", torch.float32)
+    noise = DDPMScheduler.from_config(pipe.scheduler.config)
+    pictures = torch.randint(0, 255, (3, 64, 64, 3), dtype=torch.uint8)
+
+    def loss(text: str, source: torch.Tensor) -> float:
+        torch.manual_seed(3)
+        batch = Batch(np.arange(1, dtype=np.uint64), ["t"], ["i"], [text], source, pictures[:1], None, None, [])
+        return float(train_instruct_pix2pix.noise_loss(pipe, pipe.unet, noise, batch, cfg).detach())
+
+    dropped = loss("make it red", pictures[1:2])
+    assert loss("nothing", pictures[2:]) == dropped
+    cfg.drop.both = 0
+    assert len({dropped, loss("make it red", pictures[1:2]), loss("make it red", pictures[2:])}) == 3

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
 from editar.config import TeacherConfig
 from editar.data import codes
 from editar.data.encode import pack_prepared
+from editar.errors import ConfigError
 from editar.images import to_uint8
-from editar.models.teacher import HogTeacher, Teacher, build_teacher, prepare
+from editar.models.teacher import HogTeacher, Teacher, build_teacher, prepare, timm_parameters
 
 CPU = torch.device("cpu")
 # preprocessor_config.json as published with facebook/dinov2-base and openai/clip-vit-base-patch16
@@ -129,6 +133,70 @@ def test_dinov2_sees_a_crop_and_clip_sees_all(saved: tuple[str, Path, torch.nn.M
     other = images.copy()
     other[:, :24] = 255  # within the (256 - 224) / 2 / 256 * 512 = 32 rows that the crop drops
     assert torch.equal(seen(teacher, images), seen(teacher, other)) == (name == "dinov2")
+
+
+def test_clipseg_is_its_vision_tower_at_352(tmp_path: Path) -> None:
+    """From a file of the whole CLIPSeg, whose other parts the official code does not use either."""
+    from torchvision.transforms.v2 import functional as tv
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    shape = CLIPSegConfig(
+        text_config=sizes | {"vocab_size": 64}, vision_config=sizes | {"patch_size": 16, "image_size": 224},
+        projection_dim=16, extract_layers=[0, 1, 2], reduce_dim=8, decoder_intermediate_size=16,
+    )  # fmt: skip
+    model = CLIPSegForImageSegmentation(shape).eval()
+    model.save_pretrained(tmp_path)
+    mean, std = PROCESSORS["dinov2"]["image_mean"], PROCESSORS["dinov2"]["image_std"]
+    published = {  # preprocessor_config.json of CIDAS/clipseg-rd64-refined
+        "do_normalize": True, "do_rescale": True, "do_resize": True, "feature_extractor_type": "ViTImageProcessor",
+        "image_mean": mean, "image_std": std, "processor_class": "CLIPSegProcessor", "resample": 2,
+        "rescale_factor": 1 / 255, "size": {"height": 352, "width": 352},
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
+    teacher = build_teacher(TeacherConfig(name="clipseg", weights=str(tmp_path), dim=16), CPU, grid=22)
+    assert teacher is not None
+    images = pictures(512)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    resized = tv.resize(pixels, [352, 352], interpolation=tv.InterpolationMode.BILINEAR, antialias=True).float() / 255
+    with torch.no_grad():
+        raw = model.clip.vision_model(pixel_values=tv.normalize(resized, mean, std)).last_hidden_state[:, 1:]
+    features = teacher(seen(teacher, images))
+    assert features.shape == raw.shape == (2, 22 * 22, 16)
+    torch.testing.assert_close(features, raw, rtol=0, atol=0.05)
+
+
+def test_a_teacher_without_some_weight_is_refused(saved: tuple[str, Path, torch.nn.Module], tmp_path: Path) -> None:
+    """transformers would fill it with random numbers and say so in a table that nobody reads."""
+    name, folder, _ = saved
+    shutil.copytree(folder, tmp_path / "less")
+    file = tmp_path / "less" / "model.safetensors"
+    state = load_file(file)
+    state.pop(next(key for key in state if "layer" in key and key.endswith("weight")))
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"no .*weight in it, so it is no {name}"):
+        build_teacher(TeacherConfig(name=name, weights=str(tmp_path / "less"), dim=16), CPU, grid=16)
+
+
+def test_any_timm_network(tmp_path: Path) -> None:
+    """A convolutional one: the map with as many places as the student's, deepest first, of the whole picture."""
+    network = timm.create_model("test_resnet").eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    cfg = TeacherConfig(name="timm", model="test_resnet", weights=str(tmp_path / "weights.pth"), dim=192)
+    teacher = build_teacher(cfg, CPU, grid=4)
+    assert teacher is not None
+    images = pictures(64)
+    mean, std = (torch.tensor(network.default_cfg[key]) for key in ("mean", "std"))
+    pixels = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        maps = network.forward_intermediates(pixels, intermediates_only=True)
+    (expected,) = (found for found in maps if found.shape[1:] == (192, 4, 4))
+    torch.testing.assert_close(teacher(seen(teacher, images)), expected.flatten(2).transpose(1, 2))
+    with pytest.raises(ConfigError, match=r"test_resnet has no map of teacher.grid=4 .* for .* 128 px; it has "):
+        teacher(seen(teacher, pictures(128)))
+    with pytest.raises(ConfigError, match=r"teacher.model=resnet18 from .*weights.pth: "):
+        build_teacher(TeacherConfig(name="timm", model="resnet18", weights=cfg.weights), CPU, 4)
+    assert timm_parameters(cfg) < sum(p.numel() for p in network.parameters())  # no classifier
 
 
 def test_none_and_hog() -> None:

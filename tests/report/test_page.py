@@ -16,12 +16,13 @@ from PIL import Image
 
 from editar.errors import BenchmarkError
 from editar.evaluation.run import evaluate
+from editar.report.examples import pictures_of
 from editar.report.figures import ablations, distributions, group_bars, guidance_sweeps
 from editar.report.gallery import evenly, outline_uri, thumbnail_uri
 from editar.report.merge import ScoredFolder, load_scored, merge, table_rows
 from editar.runtime.files import write_json
 from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
-from scripts import report
+from scripts import figure_examples, report
 from tests.helpers.page import Page
 from tests.helpers.pie import GOLDEN, RESULTS, config
 
@@ -245,3 +246,40 @@ def test_what_cannot_stand_side_by_side_is_one_line(
     assert "were scored by different weights of networks.lpips (a.pth, b.pth); score both" in error(*folders)
     fewer = changed(scored, tmp_path / "fewer", "fewer", rows=rows[:4], groups={})
     assert "were scored on different pictures of pie_bench" in error(str(scored), fewer)
+
+
+def test_chosen_examples_as_a_figure(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ["111000000004", "000000000000"]
+    figure_examples.main([str(scored), "--ids", *ids, "--out", str(tmp_path / "figure.png")])
+    whole = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(float)
+    assert abs(whole.shape[1] - 3 * 300) <= 1 and whole.shape[0] > 2 * 300
+    # From the bottom, in pixels: names (56), a picture (300), its instruction (56), a picture.
+    rows = [whole[end - 288 : end] for end in (whole.shape[0] - 56 - 300 - 56, whole.shape[0] - 56)]
+    evaluation = load_scored(str(scored)).evaluation
+    for id, drawn in zip(ids, rows, strict=True):  # in the order that was asked for
+        files = [m.rows[[r["id"] for r in m.rows].index(id)] for m in evaluation.methods]
+        for column, file in enumerate((files[0]["source"], files[0]["result"], files[1]["result"])):
+            expected = np.asarray(Image.open(file).convert("RGB"))[:, -512:].reshape(-1, 3).mean(0)
+            found = drawn[4:-4, 300 * column + 10 : 300 * column + 290].reshape(-1, 3).mean(0)
+            assert np.abs(found - expected).max() < 4, (id, column)
+    figure_examples.main([str(scored), "--out", str(tmp_path / "figure.pdf")])
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    for wrong, message in (
+        (["--ids", "x"], "no picture x in pie_bench; the first is 000000000000"),
+        (["--draws", "2"], "one picture per prompt"),
+        (["--out", "a.html"], "figures are written as .png, .pdf, .svg"),
+    ):
+        with pytest.raises(SystemExit):
+            figure_examples.main([str(scored), *wrong])
+        assert message in capsys.readouterr().err
+
+
+def test_several_draws_of_a_prompt(scored: Path, tmp_path: Path) -> None:
+    evaluation = load_scored(str(scored)).evaluation
+    for draw in (0, 1):
+        (tmp_path / f"group_{draw}").mkdir()
+        Image.new("RGB", (512, 512), (draw, 0, 0)).save(tmp_path / f"group_{draw}" / "0.png")
+    evaluation.methods = [evaluation.methods[0]]
+    evaluation.methods[0].rows[0]["result"] = str(tmp_path / "group_0" / "0.png")
+    _, first, second = pictures_of(evaluation, 0, draws=2)
+    assert (first[0, 0, 0], second[0, 0, 0]) == (0, 1)

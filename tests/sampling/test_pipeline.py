@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from editar.config import EditConfig
+from editar.config import EditConfig, TrainConfig, override
 from editar.data.nano.world import NanoWorld
 from editar.edit import edit
 from editar.errors import CheckpointError, ConfigError, UserError
+from editar.evaluation.translation.conditions import sentence
+from editar.images import to_uint8
 from editar.runtime.entry import load_config
+from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.pipeline import EditPipeline
 from tests.helpers.tiny import run_module
+from tests.helpers.tiny_networks import write_depth_network, write_hub_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,39 @@ def test_sampling_mistakes_are_named(pipeline: EditPipeline) -> None:
             pipeline(picture(), "remove the star", window=window)
     with pytest.raises(ConfigError, match="is empty"):
         pipeline(picture(), "   ")
+    with pytest.raises(ConfigError, match="a mask needs an image"):
+        pipeline(None, "a star", mask=np.ones((64, 64), bool))
+
+
+def test_dropped_conditions_are_those_of_training(pipeline: EditPipeline) -> None:
+    """None is the null table, for image, text and both: the engine's codes are the plain loop's."""
+    source = np.array(picture().resize((64, 64)))
+    cfg = override(pipeline.cfg.sampling, {"cfg_scale": 2.0}, "sampling")
+    for image, text in ((None, "a red star"), (source, None), (None, None)):
+        (drawn,) = pipeline.edit_arrays([image], [text], ["a"], cfg)
+        absent = torch.tensor([image is None]), torch.tensor([text is None])
+        codes = pipeline.encode(np.zeros_like(source)[None] if image is None else image[None])
+        embedded = pipeline.text([text or "anything at all"])
+        if text is None:  # the plain loop drops a text for its second branch only
+            embedded = pipeline.gpt.cls_embedding.uncond_embedding[None, : embedded.shape[1]].clone()
+        plain = generate(pipeline.gpt, codes, embedded, cfg, SampleSeeds(cfg.seed, ["a"]), absent[0])
+        assert np.abs(drawn.astype(int) - to_uint8(pipeline.decode(plain))[0]).max() <= 1
+        logits = pipeline.gpt(codes, pipeline.text([text or "x"]), plain, *absent).logits
+        torch.testing.assert_close(logits, pipeline.gpt(codes, embedded, plain, absent[0]).logits)
+
+
+def test_dropped_conditions_in_one_batch_with_others(pipeline: EditPipeline) -> None:
+    sources, texts = [None, np.array(picture().resize((64, 64))), None], ["a red star", None, None]
+    together = pipeline.edit_arrays(sources, texts, list("abc"))
+    for i, id in enumerate("abc"):
+        (alone,) = pipeline.edit_arrays(sources[i : i + 1], texts[i : i + 1], [id])
+        assert np.abs(alone.astype(int) - together[i]).max() <= 1
+    assert [image.size for image in pipeline()] == [(64, 64)]
+
+
+def test_the_text_encoder_may_lie_elsewhere(tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot load /elsewhere/flan-t5"):
+        EditPipeline.from_pretrained(tiny_run, text_name="/elsewhere/flan-t5")
 
 
 def test_long_instructions_are_cut_with_a_warning(pipeline: EditPipeline, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +157,46 @@ def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"exists; give another output=\.\.\. or overwrite=true"):
         edit(edit_config(tiny_run, tmp_path, "num_samples=2"))
     edit(edit_config(tiny_run, tmp_path, "num_samples=2", "overwrite=true"))
+
+
+def test_edit_without_image(tiny_run: Path, tmp_path: Path) -> None:
+    files = edit(edit_config(tiny_run, tmp_path, "image=null", "instruction=null"))
+    assert [file.name for file in files] == ["out.png"]  # nothing to show beside it
+    files = edit(edit_config(tiny_run, tmp_path, "image=null", "num_samples=2", "overwrite=true"))
+    assert Image.open(files[2]).size == (2 * 64 + 4, 64)
+    for wrong in (["mask=m.png"], ["task=canny"]):
+        with pytest.raises(ConfigError, match=r"image is null, and .* needs one"):
+            edit_config(tiny_run, tmp_path, "image=null", *wrong)
+    with pytest.raises(ConfigError, match="task=edit has none; give task as one of depth, canny, segmentation"):
+        edit_config(tiny_run, tmp_path, "from_photo=true")
+
+
+def test_edit_makes_conditions_of_photographs(tiny_run: Path, tmp_path: Path) -> None:
+    canny = edit(edit_config(tiny_run, tmp_path, "task=canny", "from_photo=true"))[1]
+    assert canny.name == "out_condition.png"
+    assert set(np.unique(np.asarray(Image.open(canny)))) == {0, 255}
+    for name, key, write in (
+        ("depth", "depth", write_depth_network),
+        ("segmentation", "segmenter", write_hub_segmenter),
+    ):
+        given = [f"task={name}", "from_photo=true", f"output={tmp_path / name}.png"]
+        with pytest.raises(ConfigError, match=f"task={name} from a photograph: networks.{key} is null; or give the"):
+            edit(edit_config(tiny_run, tmp_path, *given, f"networks.{key}=null"))
+        made = edit(edit_config(tiny_run, tmp_path, *given, f"networks.{key}={write(tmp_path / key)}"))[1]
+        values = np.asarray(Image.open(made))
+        assert values.shape == (64, 64, 3) and values.std() > 0
+        assert ((values == values[..., :1]).all() and np.ptp(values) > 200) == (name == "depth")
+
+
+def test_sentences_are_those_of_the_checkpoints_training(tiny_run: Path) -> None:
+    xl = load_config(TrainConfig, "train", ["experiment=editar_xl", "output_dir=x"])
+    assert sentence("depth", xl) == "Given the depth image, generate an image following the description: {}"
+    assert sentence("edit", xl) == "{}"
+    xl.data.sources["cocostuff"].prompt = "from labels: {}"
+    assert sentence("segmentation", xl) == "from labels: {}"
+    assert sentence("canny", EditPipeline.from_pretrained(tiny_run).cfg) == "given the canny edges, generate {}"
+    xl.data.sources.clear()
+    assert sentence("canny", xl).startswith("Given the canny edge image, ")
 
 
 @pytest.mark.parametrize(

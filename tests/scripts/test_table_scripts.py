@@ -1,4 +1,4 @@
-"""scripts/table1-3.sh and figure5-6.sh, from a checkpoint to the table and the page."""
+"""scripts/table1-3.sh, supplement_c.sh, diversity.sh and figure5-6.sh, from a checkpoint to the table and the page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ QUICK = ["networks.structure=null", "networks.lpips=null", "networks.clip=null",
 
 
 def run_script(name: str, *arguments: str, **environment: str) -> str:
+    """What it prints, errors included."""
     settings = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     done = subprocess.run(
-        ["bash", f"scripts/{name}", *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+        ["bash", f"scripts/{name}", *arguments], cwd=ROOT, env=settings, text=True, timeout=400,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
     return done.stdout
 
 
@@ -37,36 +39,62 @@ def test_table_1_and_3(tiny_run: Path, tmp_path: Path) -> None:
     assert "MagicBrush" in text and "ours *" in text and "other *" in text
     assert Page(tmp_path / "3" / "report.html").grids[0]["methods"] == ["ours", "other"]
     settings["OUT"] = str(tmp_path / "1")
-    shutil.copytree(tmp_path / "3" / "ours" / "images", tmp_path / "1" / "images")
-    shutil.copy(tmp_path / "3" / "ours" / "manifest.json", tmp_path / "1")
-    text = run_script("table1.sh", *QUICK, **settings)  # goes on with the pictures that are there
+    shutil.copytree(tmp_path / "3" / "ours", tmp_path / "1" / "ours")
+    text = run_script("table1.sh", *QUICK, **settings, BASELINES="mgie")  # goes on with the pictures that are there
     assert "ours *" in text and "Pix2pix-zero" in text
+    assert "MGIE is not run here" in text and "baseline mgie is left out of the table" in text
+
+
+def recorded(tmp_path: Path, script: str, *arguments: str, **settings: str) -> tuple[list[EvalConfig], list[str]]:
+    """The evaluations that a script would start, composed, and the arguments of its report or figure."""
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    python.chmod(0o755)
+    run_script(script, *arguments, **settings, CHECKPOINT="ours", OUT=str(tmp_path / "out"), PYTHON=str(python))
+    *calls, last = [line.split() for line in log.read_text().splitlines()]
+    runs = [load_config(EvalConfig, "eval", call[2:]) for call in calls if call[:2] == ["-m", "editar.eval"]]
+    return runs, last[1:]
 
 
 def test_baselines_of_table_3_compose(tmp_path: Path) -> None:
     """The script's commands without their work: what it gives to the baselines fits them."""
-    python, log = tmp_path / "python", tmp_path / "log"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
-    python.chmod(0o755)
-    settings = {"CHECKPOINT": "ours", "DATA": "data", "OUT": str(tmp_path / "out"), "OVERRIDES": "networks.clip=null"}
-    run_script("table3.sh", "+sampling.cfg_scale=2", **settings, PYTHON=str(python), FOLDERS="mgie=pictures")
-    *calls, last = [line.split() for line in log.read_text().splitlines()]
-    assert all(call[:2] == ["-m", "editar.eval"] for call in calls)
-    runs = [load_config(EvalConfig, "eval", call[2:]) for call in calls]
+    settings = {"DATA": "data", "OVERRIDES": "networks.clip=null", "FOLDERS": "mgie=pictures"}
+    runs, report = recorded(tmp_path, "table3.sh", "+sampling.cfg_scale=2", **settings)
     assert [run.method for run in runs] == ["ours", "InstructPix2Pix", "MagicBrush", "mgie"]
     assert [run.sampling for run in runs] == [{"cfg_scale": 2}, {}, {}, {}]
     assert [run.baseline.pipeline for run in runs[1:3]] == ["instruct_pix2pix"] * 2
     assert all(run.networks.clip is None for run in runs)
-    assert last[0] == "scripts/report.py" and last[1:5] == [run.output_dir for run in runs]
+    assert report[:4] == [run.output_dir for run in runs]
+
+
+def test_baselines_of_table_2_compose(tmp_path: Path) -> None:
+    runs, report = recorded(tmp_path, "table2.sh", DEPTH="d", CANNY="d", COCOSTUFF="c")
+    found = [(run.benchmark, run.method) for run in runs if run.baseline.given]
+    names = ["ControlNet", "ControlNet++", "T2I-Adapter"]
+    assert found == [(task, name) for task in ("depth", "canny", "cocostuff") for name in names]
+    assert report[:12] == [run.output_dir for run in runs]
 
 
 def test_table_2(tiny_run: Path, tmp_path: Path) -> None:
     roots = {name.upper(): str(export_translation(name, tmp_path / name, 2)) for name in PROMPTS}
     judges = ["networks.depth=null", "networks.segmenter=null", "networks.inception=null", "num_workers=0"]
-    text = run_script("table2.sh", *judges, **roots, CHECKPOINT=str(tiny_run), OUT=str(tmp_path / "out"))
+    text = run_script("table2.sh", *judges, **roots, CHECKPOINT=str(tiny_run), BASELINES="", OUT=str(tmp_path / "out"))
     last = text[text.rindex("canny_ms_ssim") :]
     assert "ControlNet++" in last and "ours *" in last
     assert len(Page(tmp_path / "out" / "report.html").grids) == 3
+
+
+def test_supplement_c_composes(tmp_path: Path) -> None:
+    runs, report = recorded(tmp_path, "supplement_c.sh", "without=a", "dinov2=b", DEPTH="d", COCOSTUFF="c")
+    assert [run.checkpoint for run in runs] == ["a"] * 3 + ["b"] * 3 and runs[1].root == "d"
+    assert all(run.networks.depth is run.networks.segmenter is None and run.networks.inception for run in runs)
+    assert report[:6] == [run.output_dir for run in runs]
+
+
+def test_diversity_composes(tmp_path: Path) -> None:
+    runs, figure = recorded(tmp_path, "diversity.sh", "ours", "samples=8", BENCHMARK="nano", SEEDS="0 7", IDS="a b")
+    assert [(run.method, run.sampling) for run in runs] == [("seed_0", {"seed": 0}), ("seed_7", {"seed": 7})]
+    assert figure[:5] == [*(run.output_dir for run in runs), "--ids", "a", "b"]
 
 
 def test_figure_6_from_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:

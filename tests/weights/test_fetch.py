@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from editar.config import TeacherConfig
 from editar.errors import CheckpointError
+from editar.models.teacher import build_teacher
+from editar.runtime.manifest import load_manifest, stored_folder
 from editar.weights import fetch as fetching
-from editar.weights.fetch import fetch, hub_file, load_manifest, parse_hub_id, select
+from editar.weights.fetch import fetch, hub_file, parse_hub_id, select
 
 CONTENT = b"weights"
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -187,3 +191,35 @@ def test_ids_that_are_not_enough() -> None:
             parse_hub_id(missing)
     with pytest.raises(CheckpointError, match=r"not here, and the hub gave no model.safetensors .*no network"):
         hub_file("someone/model")
+
+
+def test_what_was_fetched_is_found_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the network is asked, and only where it is complete."""
+    monkeypatch.chdir(tmp_path)
+    entries = load_manifest()
+    hub(monkeypatch)
+    for name in ("flan_t5_xl", "clip_b16"):
+        repo, files = str(entries[name].repo), fetch([name])
+        assert stored_folder(repo) == f"checkpoints/{repo.split('/')[1]}"
+        files[0].unlink()
+        assert stored_folder(repo) == repo
+    fetch(["vq_ds16_t2i"])
+    assert hub_file("peizesun/llamagen_t2i:vq_ds16_t2i.pt") == Path("checkpoints/vq_ds16_t2i.pt")
+    assert stored_folder("someone/flan-t5-xl") == "someone/flan-t5-xl"
+
+
+def test_a_teacher_that_was_fetched_needs_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    folder = tmp_path / "checkpoints" / "dinov2-base"
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(folder)
+    BitImageProcessor().save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    teacher = build_teacher(TeacherConfig(), torch.device("cpu"), 16)
+    assert teacher is not None and teacher(torch.zeros(1, 3, 64, 64)).shape[2] == 16
+
+
+def test_another_folder_says_how_it_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vq_ds16_t2i.pt").write_bytes(CONTENT)
+    fetch(["vq_ds16_t2i"], tmp_path)
+    assert f"ln -s {tmp_path} checkpoints" in capsys.readouterr().err

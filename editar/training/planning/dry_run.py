@@ -16,6 +16,7 @@ import torch
 from editar.config import TrainConfig
 from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError, DataError
+from editar.models.teacher import timm_parameters
 from editar.models.vq import VQModel
 from editar.runtime.log import duration
 from editar.training.parallel import micro_batch
@@ -25,7 +26,7 @@ ASSUMED_MFU = 0.4
 GPUS = ("A100", "H100")
 # Parameters of the frozen networks that are not built here: Flan-T5 encoders by width, base-size teachers.
 T5_ENCODER = {768: 110e6, 1024: 341e6, 2048: 1.22e9, 4096: 4.76e9}
-TEACHERS = {"dinov2": 87e6, "clip": 86e6, "hog": 0.0, "none": 0.0}
+TEACHERS = {"dinov2": 87e6, "clip": 86e6, "clipseg": 86e6, "hog": 0.0, "none": 0.0}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -48,7 +49,8 @@ def frozen_bytes(cfg: TrainConfig) -> float:
     with torch.device("meta"):
         tokenizer = sum(p.numel() for p in VQModel(cfg.tokenizer).parameters())
     text = 0.0 if cfg.text.name == "nano" else T5_ENCODER.get(cfg.text.dim, 0.0) * BYTES[cfg.text.dtype]
-    return 4 * tokenizer + text + TEACHERS[cfg.teacher.name] * BYTES[cfg.teacher.dtype]
+    teacher = timm_parameters(cfg.teacher) if cfg.teacher.name == "timm" else TEACHERS[cfg.teacher.name]
+    return 4 * tokenizer + text + teacher * BYTES[cfg.teacher.dtype]
 
 
 def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Chosen examples of scored folders as a figure: source, then a column per method, as Figures 3, 4 and 7 to 14.
+
+    python scripts/figure_examples.py outputs/pie outputs/ip2p --ids 000000000000 111000000004 --out figure3.pdf
+    python scripts/figure_examples.py ours=outputs/depth --draws 4 --out figure12.png
+
+SCORED is a folder written by `python -m editar.eval`, all of one benchmark; NAME=SCORED calls its method NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from editar.errors import BenchmarkError
+from editar.report.examples import draw_examples
+from editar.report.merge import load_scored, merge
+from editar.runtime.entry import script
+
+
+@script("figure_examples")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scored", nargs="+", metavar="SCORED")
+    parser.add_argument("--ids", nargs="+", default=[], help="which pictures, as in scores.json (six, evenly spaced)")
+    parser.add_argument("--draws", type=int, default=1, help="pictures per method, of protocol=controlnet++ (1)")
+    parser.add_argument("--out", type=Path, default=Path("examples.png"), help="a .png, .pdf or .svg")
+    options = parser.parse_args(arguments)
+    evaluations = merge([load_scored(argument) for argument in options.scored])
+    if len(evaluations) > 1:
+        found = ", ".join(evaluation.benchmark for evaluation in evaluations)
+        raise BenchmarkError(f"the folders are of several benchmarks ({found}); give those of one")
+    draw_examples(evaluations[0], options.out, options.ids, options.draws)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
