@@ -158,13 +158,20 @@ def coco_row() -> dict[str, Any]:
 
 
 def test_editar_stretches_the_labels_alone() -> None:
-    case = read_case("cocostuff", coco_row(), "0", protocol("editar"))
-    assert np.unique(case.label[0], return_counts=True)[1].tolist() == [128, 256, 128]  # 5, 170, 255: all of the map
-    assert [case.condition[0, column, 0] for column in (60, 200, 400)] == [5, 5, 170]  # the middle of the picture
-    # A perfect picture on this row: columns 0..127 are ignored, 128..255 agree, 256..511 agree.
-    confusion = Confusion()
-    confusion.update(case.condition[..., 0].clip(0, 170), case.label)
-    assert 0.95 < confusion.scores().aacc < 1
+    """So the true classes of the cropped picture lose mIoU: of the bands 5, 7, 170 (a quarter, a quarter, a half) the
+    picture shows 7 and 170, half each. IoU is 0, 1/2 and 1."""
+    row = coco_row()
+    labels = np.array(row["panoptic_seg_map"], np.uint8)
+    labels[:, :32], labels[:, 32:64] = 5, 7
+    row["panoptic_seg_map"] = labels.tolist()
+    official, aligned = (read_case("cocostuff", row, "0", protocol(name)) for name in ("editar", "editar-aligned"))
+    np.testing.assert_array_equal(official.condition, aligned.condition)
+    assert np.unique(official.label[0], return_counts=True)[1].tolist() == [128, 128, 256]
+    assert np.unique(aligned.label[0], return_counts=True)[1].tolist() == [256, 256]
+    for case, miou in ((official, 0.5), (aligned, 1.0)):
+        confusion = Confusion()
+        confusion.update(aligned.label, case.label)
+        assert confusion.scores().miou == pytest.approx(miou)
 
 
 def test_aligned_labels_are_cropped_as_their_picture_is() -> None:
@@ -213,7 +220,7 @@ def test_edges_of_floats_are_not_those_of_bytes() -> None:
     kept = renderings("canny", protocol("editar"))
     floats, bytes = kept["edges"](output[0]) > 0, kept["images"](output[0])
     rounded = edge_maps(bytes[None], protocol("editar"), CPU)[0, 0].bool().numpy()
-    assert 0 < (floats != rounded).mean() < 0.01
+    assert 0 < (floats != rounded).mean() < 0.05
 
 
 def test_controlnet_stretches() -> None:
@@ -241,7 +248,7 @@ def test_bad_rows(task: str, change: dict[str, Any], message: str) -> None:
 
 def test_protocols() -> None:
     assert [rules.images_per_prompt for rules in PROTOCOLS.values()] == [1, 1, 4]
-    with pytest.raises(BenchmarkError, match="protocol=mine is not one of editar, controlnet"):
+    with pytest.raises(BenchmarkError, match="protocol=mine is not one of editar, editar-aligned, controlnet"):
         protocol("mine")
 
 
