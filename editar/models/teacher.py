@@ -53,7 +53,7 @@ class HubTeacher:
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
         processor = from_pretrained(AutoImageProcessor, cfg.weights)
-        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(prepare, sizes_of(processor))
+        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(teacher_picture, sizes_of(processor))
         self.mean, self.std = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
         kind = {"clip": CLIPVisionModel, "clipseg": CLIPSegForImageSegmentation}.get(cfg.name, AutoModel)
         model, report = from_pretrained(kind, cfg.weights, output_loading_info=True)
@@ -81,7 +81,7 @@ def sizes_of(processor: Any) -> Sizes:
     return resize, crop and (crop["width"], crop["height"]), int(processor.resample)
 
 
-def prepare(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
+def teacher_picture(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 resized and cropped by Pillow in 8 bits, as transformers' processors did it in 2024.
 
     Quirk of the official code: pictures go through [-1, 1] in float32 and back to bytes by truncation, which makes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from editar.config import TrainConfig
@@ -54,7 +55,8 @@ def build_teacher_of(cfg: TrainConfig, device: torch.device) -> Teacher | None:
     grid = cfg.gpt.teacher_grid or cfg.gpt.grid // 2
     teacher = build_teacher(cfg.teacher, device, grid)
     if teacher is not None:  # tried once, before anything is encoded or trained
-        found = tuple(teacher(torch.zeros(1, 3, cfg.image_size, cfg.image_size, device=device)).shape[1:])
+        black = teacher.prepare(np.zeros((cfg.image_size, cfg.image_size, 3), np.uint8))
+        found = tuple(teacher(torch.from_numpy(black)[None]).shape[1:])
         if found != (grid * grid, cfg.teacher.dim):
             raise ConfigError(
                 f"teacher={cfg.teacher.name} gives {found[0]} features of {found[1]} numbers, the config says "

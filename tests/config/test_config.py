@@ -53,7 +53,7 @@ def test_editar_xl_is_the_paper() -> None:
         (["gpt.n_head=7"], "gpt.dim=192 is not divisible by gpt.n_head=7"),
         (["tokenizer.ch=12"], "tokenizer.norm_groups=8"),
         (["rope.text=none"], "rope.text=none is not one of zero, identity"),
-        (["teacher.name=sam"], "teacher.name=sam is not one of none, dinov2, clip, hog"),
+        (["teacher.name=sam"], "teacher.name=sam is not one of none, dinov2, clip, clipseg, timm, hog"),
         (["optim.schedule=step"], "optim.schedule=step is not one of constant, cosine, linear"),
         (["precision=fp8"], "precision=fp8 is not one of bf16, fp32"),
         (["drop.text=0.9", "drop.both=0.9"], "drop.* must sum to at most 1"),

@@ -21,7 +21,7 @@ from editar.data import codes
 from editar.data.encode import pack_prepared
 from editar.errors import ConfigError
 from editar.images import to_uint8
-from editar.models.teacher import HogTeacher, Teacher, build_teacher, prepare, timm_parameters
+from editar.models.teacher import HogTeacher, Teacher, build_teacher, teacher_picture, timm_parameters
 
 CPU = torch.device("cpu")
 # preprocessor_config.json as published with facebook/dinov2-base and openai/clip-vit-base-patch16
@@ -81,13 +81,17 @@ def seen(teacher: Teacher, images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack([pickle.loads(pickle.dumps(teacher.prepare))(image) for image in images]))
 
 
-def by_hand(image: np.ndarray, name: str) -> np.ndarray:
-    """The official route in Pillow and numpy: [-1, 1], [0, 1], bytes, resize, crop, whiten -> (224, 224, 3)."""
-    spec: dict[str, Any] = PROCESSORS[name]
+def darker(image: np.ndarray) -> np.ndarray:
+    """The official way of bytes through [-1, 1] and [0, 1] back to bytes."""
     signed = np.float32(image.astype(np.float64) / 255 * 2 - 1)
-    darker = ((signed + np.float32(1)) / np.float32(2) * np.float32(255)).astype(np.uint8)
+    return ((signed + np.float32(1)) / np.float32(2) * np.float32(255)).astype(np.uint8)
+
+
+def by_hand(image: np.ndarray, name: str) -> np.ndarray:
+    """The official route in Pillow and numpy: `darker`, resize, crop, whiten -> (224, 224, 3)."""
+    spec: dict[str, Any] = PROCESSORS[name]
     short = spec["size"]["shortest_edge"]
-    resized = Image.fromarray(darker).resize((short, short), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(darker(image)).resize((short, short), Image.Resampling.BICUBIC)
     edge = (short - 224) // 2
     pixels = np.asarray(resized.crop((edge, edge, edge + 224, edge + 224))) / 255
     return (pixels - spec["image_mean"]) / spec["image_std"]
@@ -111,7 +115,7 @@ def test_features_are_the_raw_models_patches(saved: tuple[str, Path, torch.nn.Mo
 def test_the_official_round_trip_darkens_95_grey_levels() -> None:
     levels = np.arange(256, dtype=np.uint8)
     picture = np.repeat(levels, 768).reshape(256, 256, 3)
-    seen = prepare((256, None, 3), picture)[:, 0, 0]
+    seen = teacher_picture((256, None, 3), picture)[:, 0, 0]
     assert (levels - seen).sum() == 95 and set(levels - seen) == {0, 1}
 
 
@@ -157,7 +161,7 @@ def test_clipseg_is_its_vision_tower_at_352(tmp_path: Path) -> None:
     teacher = build_teacher(TeacherConfig(name="clipseg", weights=str(tmp_path), dim=16), CPU, grid=22)
     assert teacher is not None
     images = pictures(512)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(darker(images)).permute(0, 3, 1, 2)
     resized = tv.resize(pixels, [352, 352], interpolation=tv.InterpolationMode.BILINEAR, antialias=True).float() / 255
     with torch.no_grad():
         raw = model.clip.vision_model(pixel_values=tv.normalize(resized, mean, std)).last_hidden_state[:, 1:]
