@@ -139,7 +139,7 @@ def script(path: str, arguments: list[str]) -> None:
         options = parsed.args[0]
     finally:
         sys.argv = before
-    if path == "scripts/inspect_data.py":
+    if path in ("scripts/inspect_data.py", "scripts/train_instruct_pix2pix.py"):
         load_config(TrainConfig, "train", ["output_dir=x", *options.overrides])
     elif path == "scripts/ablate.py":
         for overrides in module.grid(options.overrides).values():
