@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ WIDTHS = (1, 8, 32)  # prepared where sampling.window=auto may choose
 _said: set[str] = set()
 
 Step = Callable[[], None]
-Pool = tuple[int, int]  # torch.cuda.graph_pool_handle
+Pool = Any  # of torch.cuda.graph_pool_handle, whose type has no public name
 
 
 def prepare_all(session: Session, captured: bool = True) -> dict[tuple[int, int], Step]:
