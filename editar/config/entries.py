@@ -117,6 +117,7 @@ class TokenizerTrainConfig:
     l2_weight: float = setting(1.0, least=0)
     edge_weight: float = setting(0.0, least=0)  # extra weight of pixels beside edges, 0 = plain mean
     consistency_weight: float = setting(0.0, least=0)  # the same codes where the edit changes nothing
+    edit_consistency_weight: float = setting(0.0, least=0)  # few other codes where it changes something
     lpips_weight: float = setting(0.0, least=0)  # needs the LPIPS weights
     lpips_weights: str | None = None
     gan_weight: float = setting(0.0, least=0)

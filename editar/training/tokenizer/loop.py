@@ -89,12 +89,11 @@ def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
         total, same = pixels, 0.0
         if step >= cfg.kmeans_at:
             total = total + losses.codebook + losses.commit + losses.entropy
-            if cfg.consistency_weight > 0:
-                flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
-                chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
-                patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
-                pull, same = consistency_loss(flat, chosen, codes, patches)
-                total = total + cfg.consistency_weight * pull
+            flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
+            chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
+            patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
+            pull, same = consistency_loss(flat, chosen, codes, patches, cfg)
+            total = total + pull
         if lpips is not None:
             total = total + cfg.lpips_weight * lpips(recon, images).mean()
         if adversary is not None and step >= cfg.gan_start:
