@@ -65,6 +65,9 @@ def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
     model = VQModel(cfg.tokenizer)
     if cfg.tokenizer.weights is not None:
         _start_from(model, cfg)
+    if cfg.freeze_codes:
+        for part in (model.encoder, model.quant_conv, model.quantize):
+            part.requires_grad_(False)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None

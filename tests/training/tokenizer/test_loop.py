@@ -106,6 +106,18 @@ def test_gan_and_warm_start(tmp_path: Path, tiny_tokenizer: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before if key != "quantize.codebook_used")
 
 
+def test_frozen_codes_train_the_decoder_alone(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    start = f"tokenizer.weights={tiny_tokenizer}"
+    with pytest.raises(ConfigError, match=r"freeze_codes needs tokenizer\.weights=RUN, kmeans_at=-1 and"):
+        tiny(tmp_path, "freeze_codes=true", start, "kmeans_at=-1")
+    fixed = ["freeze_codes=true", start, "kmeans_at=-1", "restart_every=0"]
+    folder = train_tokenizer(tiny(tmp_path / "run", *fixed))
+    before, after = load_weights(tiny_tokenizer / "model.safetensors"), load_weights(folder / "model.safetensors")
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved - {"quantize"} == {"decoder", "post_quant_conv"}
+    assert torch.equal(before["quantize.embedding.weight"], after["quantize.embedding.weight"])
+
+
 def test_lpips_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lpips_weight > 0 needs lpips_weights=FILE"):
         tiny(tmp_path, "lpips_weight=1")
