@@ -41,9 +41,9 @@ def commands(script: str, *arguments: str) -> list[tuple[str, list[str]]]:
 
 def test_the_reference_trains_with_configurations_that_exist() -> None:
     found = commands("train_reference.sh")
-    assert [entry for entry, _ in found] == ["train_tokenizer"] * 4 + ["train"] * 4
+    assert [entry for entry, _ in found] == ["train_tokenizer", "train_tokenizer", "train"]
     folders = [load_config(CONFIGS[entry], entry, overrides).output_dir for entry, overrides in found]
-    assert folders == [f"runs/nano_tokenizer_{i}" for i in range(1, 5)] + [f"runs/nano_{i}" for i in range(1, 5)]
+    assert folders == ["runs/nano_tokenizer", "runs/nano_tokenizer_decoder", "runs/nano"]
 
 
 def test_the_papers_training_is_a_configuration_that_exists() -> None:
