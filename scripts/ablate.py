@@ -7,7 +7,8 @@
 
 An argument with commas is an axis, any other an override of every run. Combinations that only differ in the weight
 of a distillation they do not have (teacher=none) are trained once. Runs and scores continue where they stopped.
-Leaves OUT/RUN (run folders), OUT/scores/RUN and OUT/report.html, and prints the table.
+With several seeds (seed=0,1,2) runs that differ in nothing else are also shown together. Leaves OUT/RUN (run
+folders), OUT/scores/RUN and OUT/report.html, and prints the tables.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 from editar.config import TrainConfig
 from editar.errors import ConfigError, TrainingError
-from editar.report.merge import load_scored
+from editar.report.merge import ScoredFolder, load_scored
 from editar.report.page import write_comparison
 from editar.runtime.entry import load_config, script
 from editar.runtime.log import say
+from editar.tables.scores import Evaluation
 
 
 @script("ablate")
@@ -37,15 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = grid(options.overrides)
     configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
-    scored = []
+    scored: dict[str, ScoredFolder] = {}
     for number, (name, overrides) in enumerate(runs.items(), 1):
         say(f"== {number}/{len(runs)} {name} ==")
         run, scores = options.out / name, options.out / "scores" / name
         cache = shared_cache(options.out, configs[name])
         call(options.launcher, "editar.train", [f"output_dir={run}", *overrides, *cache])
         call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
-        scored.append(load_scored(f"{name}={scores}"))
-    write_comparison(scored, options.out / "report.html", "Ablation", pictures=60)
+        scored[name] = load_scored(f"{name}={scores}")
+    write_comparison(list(scored.values()), options.out / "report.html", "Ablation", pictures=60)
+    print(over_seeds({name: item.evaluation for name, item in scored.items()}))
 
 
 def grid(overrides: list[str]) -> dict[str, list[str]]:
@@ -80,6 +84,22 @@ def shared_cache(out: Path, cfg: TrainConfig) -> list[str]:
     """One codes cache for all runs that may share it (it holds the teacher's features), where runs make their own."""
     own = cfg.data.build_cache and str(cfg.data.cache).startswith(cfg.output_dir)
     return [f"data.cache={out / f'codes_{cfg.teacher.identity}'}"] if own else []
+
+
+def over_seeds(runs: dict[str, Evaluation]) -> str:
+    """A line for the runs that differ in `seed` alone, where there are several: for every column the mean of the
+    seeds' means and, in brackets, the lowest and the highest. Empty without seeds."""
+    groups: dict[str, list[Evaluation]] = {}
+    for name, evaluation in runs.items():
+        rest = "-".join(part for part in name.split("-") if not part.startswith("seed_"))
+        groups.setdefault(rest or "all runs", []).append(evaluation)
+    lines = []
+    for name, found in groups.items():
+        if len(found) > 1:
+            values = {c: [e.means(e.methods[0])[c.name].mean for e in found] for c in found[0].columns}
+            parts = [f"{c.title} {mean(v):.1f} [{min(v):.1f}, {max(v):.1f}] {c.unit}" for c, v in values.items()]
+            lines.append(f"{name}, {len(found)} seeds: {', '.join(parts)}")
+    return "\n".join(lines)
 
 
 def call(launcher: str, module: str, overrides: list[str]) -> None:

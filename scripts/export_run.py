@@ -1,4 +1,8 @@
-"""Copy a run folder down to what editing needs, with weights in float16: `export_run.py runs/nano reference/nano`."""
+"""Copy a run folder down to what editing needs, with weights in float16: `export_run.py runs/nano reference/nano`.
+
+`--decoder RUN` takes the decoder of a tokenizer that was trained further with `freeze_codes=true`; its codes must
+be those of the run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from editar.errors import ConfigError
+from editar.config import read_yaml
+from editar.errors import CheckpointError, ConfigError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, read_starts, save_weights, write_text
 
@@ -19,13 +24,20 @@ WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 DROP_TO_ZERO = "quantize.codebook_used"
 
 
-def export(run: Path, out: Path) -> None:
+def export(run: Path, out: Path, decoder: Path | None = None) -> None:
+    """A training's folder, of a GPT or of a tokenizer. Raises CheckpointError when `decoder` reads other codes than
+    the run's tokenizer."""
     starts = read_starts(run)
     if out.exists() and out.samefile(run):
         raise ConfigError(f"{out} is the run itself; choose another folder")
+    states = {WEIGHTS[0]: load_weights(run / WEIGHTS[0])}
+    if "gpt" in read_yaml(run / "config.yaml"):
+        states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
+    if decoder is not None:
+        tokenizer = list(states)[-1]  # the only file of a tokenizer's run
+        states[tokenizer] = with_decoder(states[tokenizer], decoder)
     out.mkdir(parents=True, exist_ok=True)
-    for name in WEIGHTS:
-        state = load_weights(run / name)
+    for name, state in states.items():
         half = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
         if DROP_TO_ZERO in half:
             half[DROP_TO_ZERO].zero_()
@@ -40,13 +52,23 @@ def export(run: Path, out: Path) -> None:
     print(f"{out}: {size / 1e6:.1f} MB")
 
 
+def with_decoder(state: dict[str, torch.Tensor], decoder: Path) -> dict[str, torch.Tensor]:
+    """The tokenizer of the folder `decoder`, if it gives every picture the codes that `state` gives it."""
+    newer = load_weights(decoder / "model.safetensors")
+    codes = [key for key in state if not key.startswith(("decoder.", "post_quant_conv.")) and key != DROP_TO_ZERO]
+    if newer.keys() != state.keys() or not all(torch.equal(state[key], newer[key]) for key in codes):
+        raise CheckpointError(f"{decoder} has other codes than the run; train it with freeze_codes=true")
+    return newer
+
+
 @script("export_run")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--decoder", type=Path, help="run folder of a tokenizer with the same codes")
     args = parser.parse_args()
-    export(args.run, args.out)
+    export(args.run, args.out, args.decoder)
 
 
 if __name__ == "__main__":

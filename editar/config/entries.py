@@ -121,6 +121,8 @@ class TokenizerTrainConfig:
     l2_weight: float = setting(1.0, least=0)
     edge_weight: float = setting(0.0, least=0)  # extra weight of pixels beside edges, 0 = plain mean
     consistency_weight: float = setting(0.0, least=0)  # the same codes where the edit changes nothing
+    edit_consistency_weight: float = setting(0.0, least=0)  # few other codes where it changes something
+    freeze_codes: bool = False  # train the decoder alone: every picture keeps its codes
     lpips_weight: float = setting(0.0, least=0)  # needs the LPIPS weights
     lpips_weights: str | None = None
     gan_weight: float = setting(0.0, least=0)
@@ -138,6 +140,8 @@ class TokenizerTrainConfig:
         check_tokenizer(self.tokenizer, self.image_size)
         if self.lpips_weight > 0 and not self.lpips_weights:
             raise ConfigError("lpips_weight > 0 needs lpips_weights=FILE (the VGG backbone as a .pth); it is null")
+        if self.freeze_codes and (self.tokenizer.weights is None or self.kmeans_at >= 0 or self.restart_every > 0):
+            raise ConfigError("freeze_codes needs tokenizer.weights=RUN, kmeans_at=-1 and restart_every=0")
 
 
 @dataclass

@@ -19,6 +19,7 @@ class TokenizerConfig:
     decoder_ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4], metadata={"least": 1})
     num_res_blocks: int = setting(2, least=1)
     norm_groups: int = setting(32, least=1)
+    local_encoder: bool = False  # a code depends on the pixels near its patch alone (docs/log.md)
     z_channels: int = setting(256, least=1)
     codebook_size: int = setting(16384, least=1, most=65535)  # uint16 in the codes cache
     codebook_dim: int = setting(8, least=1)

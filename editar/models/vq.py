@@ -6,6 +6,10 @@ has one more residual block per level than the encoder and walks its multipliers
 attention only at the lowest resolution; with l2 norm both latents and codebook rows are normalised
 at every use, so stored rows need not be unit length; `quantize.codebook_used` is a 65,536-long
 history that starts as zeros, so index 0 counts as used from the start.
+
+`local_encoder` is ours (nano's tokenizer): no attention, channels normalised at each pixel instead of over the
+picture, and 1 x 1 convolutions at the lowest resolution. A code then depends on its patch and the pixels near
+it alone, so an edit leaves the codes elsewhere alone. The decoder still sees the whole picture.
 """
 
 from __future__ import annotations
@@ -146,14 +150,14 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         channels, last = cfg.ch, len(cfg.encoder_ch_mult) - 1
         for level, mult in enumerate(cfg.encoder_ch_mult):
-            block = Level(channels, cfg.ch * mult, cfg.num_res_blocks, cfg, attention=level == last)
+            block = Level(channels, cfg.ch * mult, cfg.num_res_blocks, cfg, level == last, cfg.local_encoder)
             channels = cfg.ch * mult
             if level != last:
                 block.downsample = Downsample(channels)
             self.conv_blocks.append(block)
-        self.mid = _middle(channels, cfg)
-        self.norm_out = _norm(channels, cfg)
-        self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
+        self.mid = _middle(channels, cfg, cfg.local_encoder)
+        self.norm_out = _norm(channels, cfg, cfg.local_encoder)
+        self.conv_out = _conv(channels, cfg.z_channels, 1 if cfg.local_encoder else 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(x)  # (B, ch, H, W)
@@ -170,16 +174,16 @@ class Decoder(nn.Module):
         mults = cfg.decoder_ch_mult
         channels = cfg.ch * mults[-1]
         self.conv_in = nn.Conv2d(cfg.z_channels, channels, 3, padding=1)
-        self.mid = _middle(channels, cfg)
+        self.mid = _middle(channels, cfg, False)
         self.conv_blocks = nn.ModuleList()
         for level in reversed(range(len(mults))):
             lowest = level == len(mults) - 1
-            block = Level(channels, cfg.ch * mults[level], cfg.num_res_blocks + 1, cfg, attention=lowest)
+            block = Level(channels, cfg.ch * mults[level], cfg.num_res_blocks + 1, cfg, lowest, False)
             channels = cfg.ch * mults[level]
             if level != 0:
                 block.upsample = Upsample(channels)
             self.conv_blocks.append(block)
-        self.norm_out = _norm(channels, cfg)
+        self.norm_out = _norm(channels, cfg, False)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -197,11 +201,14 @@ class Level(nn.Module):
     downsample: Downsample | None
     upsample: Upsample | None
 
-    def __init__(self, channels_in: int, channels: int, blocks: int, cfg: TokenizerConfig, attention: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, blocks: int, cfg: TokenizerConfig, lowest: bool, local: bool
+    ) -> None:
         super().__init__()
         widths = [channels_in] + [channels] * (blocks - 1)
-        self.res = nn.ModuleList(ResnetBlock(width, channels, cfg) for width in widths)
-        self.attn = nn.ModuleList(AttnBlock(channels, cfg) for _ in range(blocks if attention else 0))
+        kernel = 1 if local and lowest else 3
+        self.res = nn.ModuleList(ResnetBlock(width, channels, cfg, local, kernel) for width in widths)
+        self.attn = nn.ModuleList(AttnBlock(channels, cfg) for _ in range(blocks if lowest and not local else 0))
         self.downsample = self.upsample = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -214,24 +221,37 @@ class Level(nn.Module):
         return x
 
 
-def _middle(channels: int, cfg: TokenizerConfig) -> nn.ModuleList:
-    return nn.ModuleList(
-        [ResnetBlock(channels, channels, cfg), AttnBlock(channels, cfg), ResnetBlock(channels, channels, cfg)]
-    )
+def _middle(channels: int, cfg: TokenizerConfig, local: bool) -> nn.ModuleList:
+    kernel = 1 if local else 3
+    first, second = (ResnetBlock(channels, channels, cfg, local, kernel) for _ in range(2))
+    return nn.ModuleList([first, second] if local else [first, AttnBlock(channels, cfg), second])
 
 
-def _norm(channels: int, cfg: TokenizerConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(cfg.norm_groups, channels, eps=1e-6)
+def _conv(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2)
+
+
+def _norm(channels: int, cfg: TokenizerConfig, local: bool) -> nn.Module:
+    return PixelNorm(channels, eps=1e-6) if local else nn.GroupNorm(cfg.norm_groups, channels, eps=1e-6)
+
+
+class PixelNorm(nn.LayerNorm):
+    """Normalises the channels of each pixel on its own: (B, C, H, W) -> the same shape."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, channels_in: int, channels: int, cfg: TokenizerConfig) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, cfg: TokenizerConfig, local: bool = False, kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in, cfg)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.norm2 = _norm(channels, cfg)
+        self.norm1 = _norm(channels_in, cfg, local)
+        self.conv1 = _conv(channels_in, channels, kernel)
+        self.norm2 = _norm(channels, cfg, local)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = _conv(channels, channels, kernel)
         self.nin_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -245,7 +265,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, cfg: TokenizerConfig) -> None:
         super().__init__()
-        self.norm = _norm(channels, cfg)
+        self.norm = _norm(channels, cfg, False)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)

@@ -29,6 +29,18 @@ def test_shapes_of_any_divisible_size(size: int) -> None:
     assert model.decode(codes).shape == (2, 3, size, size)
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_local_encoder_sees_only_the_pixels_near_a_patch(local: bool) -> None:
+    model = tiny(local_encoder=local)
+    images = torch.randn(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., 48:, 48:] += 1
+    with torch.no_grad():
+        moved = (model.latents(changed) - model.latents(images)).abs().amax(1)[0] > 0  # (16, 16)
+    assert moved[12:, 12:].all()
+    assert moved[:8, :8].any() != local
+
+
 @pytest.mark.parametrize("l2", [True, False])
 def test_straight_through_gradient_reaches_the_encoder(l2: bool) -> None:
     model = tiny(codebook_l2_norm=l2)

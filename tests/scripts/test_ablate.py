@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from editar.errors import ConfigError
-from editar.tables.scores import load_evaluation
+from editar.tables.scores import Column, Evaluation, MethodScores, load_evaluation
 from scripts import ablate
 from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER
 
@@ -42,3 +42,18 @@ def test_runs_are_trained_scored_and_put_on_one_page(tmp_path: Path, tiny_tokeni
     assert "Ablation" in page and "teacher_none" in page and "teacher_hog" in page
     for name in ("teacher_none", "teacher_hog"):
         assert len(load_evaluation(out / "scores" / name).methods[0].rows) == 8
+
+
+def scored(*rows: float) -> Evaluation:
+    method = MethodScores("ours", "", [{"id": str(i), "success": row} for i, row in enumerate(rows)])
+    return Evaluation("nano", "nano-v1", "", [Column("success", "Success", "%", "higher", rate=True)], [method])
+
+
+def test_seeds_are_shown_together() -> None:
+    runs = {
+        "seed_0-teacher_hog": scored(100, 0),
+        "seed_1-teacher_hog": scored(100, 100),
+        "seed_0-teacher_none": scored(0),
+    }
+    assert ablate.over_seeds(runs) == "teacher_hog, 2 seeds: Success 75.0 [50.0, 100.0] %"
+    assert ablate.over_seeds({"teacher_none": scored(0)}) == ""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 
-from editar.runtime.files import load_weights
+from editar.errors import CheckpointError
+from editar.runtime.files import load_weights, save_weights
 from editar.sampling.pipeline import EditPipeline
+from scripts.export_run import export
 from tests.helpers.tiny import GOLDEN, run_module
 
 
@@ -26,6 +29,21 @@ def test_an_exported_run_edits(tmp_path: Path, tiny_run: Path) -> None:
     assert "command" in starts[0] and "host" not in starts[0]
     pipeline = EditPipeline.from_pretrained(out, "cpu")
     assert len(pipeline(GOLDEN / "release_ckpt" / "image_0.png", "make the red circle blue")) == 1
+
+
+def test_the_decoder_may_be_newer_but_not_the_codes(tmp_path: Path, tiny_run: Path) -> None:
+    newer = load_weights(tiny_run / "tokenizer.safetensors")
+    newer["decoder.conv_out.bias"] += 1
+    (tmp_path / "decoder").mkdir()
+    save_weights(newer, tmp_path / "decoder" / "model.safetensors")
+    export(tiny_run, tmp_path / "out", tmp_path / "decoder")
+    exported = load_weights(tmp_path / "out" / "tokenizer.safetensors")
+    assert torch.equal(exported["decoder.conv_out.bias"], newer["decoder.conv_out.bias"].half())
+    newer["quant_conv.bias"] += 1
+    save_weights(newer, tmp_path / "decoder" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has other codes than the run; train it with freeze_codes=true"):
+        export(tiny_run, tmp_path / "refused", tmp_path / "decoder")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_what_is_no_run_folder_is_one_line(tmp_path: Path) -> None:

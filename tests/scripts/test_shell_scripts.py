@@ -11,7 +11,7 @@ import pytest
 
 from editar.config import TokenizerTrainConfig, TrainConfig
 from editar.runtime.entry import load_config
-from tests.helpers.tiny import ROOT
+from tests.helpers.tiny import ROOT, run_module
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 CONFIGS = {"train": TrainConfig, "train_tokenizer": TokenizerTrainConfig}
@@ -23,9 +23,9 @@ def test_bash_accepts_it(script: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def commands(script: str, *arguments: str) -> list[tuple[str, list[str]]]:
+def commands(script: str, *arguments: str, runs: str = "runs") -> list[tuple[str, list[str]]]:
     """Entry and overrides of every `python -m editar.ENTRY ...` that the script runs, as bash expands them."""
-    echo = os.environ | {"PYTHON": "echo", "RUNS": "runs", "CACHE": "caches/editar"}
+    echo = os.environ | {"PYTHON": "echo", "RUNS": runs, "CACHE": "caches/editar"}
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / script), *arguments], env=echo, capture_output=True, text=True, check=False
     )
@@ -41,9 +41,22 @@ def commands(script: str, *arguments: str) -> list[tuple[str, list[str]]]:
 
 def test_the_reference_trains_with_configurations_that_exist() -> None:
     found = commands("train_reference.sh")
-    assert [entry for entry, _ in found] == ["train_tokenizer"] * 4 + ["train"] * 4
+    assert [entry for entry, _ in found] == ["train_tokenizer", "train_tokenizer", "train"]
     folders = [load_config(CONFIGS[entry], entry, overrides).output_dir for entry, overrides in found]
-    assert folders == [f"runs/nano_tokenizer_{i}" for i in range(1, 5)] + [f"runs/nano_{i}" for i in range(1, 5)]
+    assert folders == ["runs/nano_tokenizer", "runs/nano_tokenizer_decoder", "runs/nano"]
+
+
+@pytest.mark.slow
+def test_the_reference_recipe_runs_to_its_end(tmp_path: Path) -> None:
+    """Its real shapes, for a few steps each."""
+    short = {"train_tokenizer": ["steps=4"], "train": ["steps=4", "data.train_samples=64", "data.heldout_samples=16"]}
+    for number, (entry, overrides) in enumerate(commands("train_reference.sh", runs=str(tmp_path))):
+        soon = ["kmeans_at=2"] if number == 0 else []
+        done = run_module(f"editar.{entry}", *overrides, *short[entry], *soon)
+        assert done.returncode == 0, done.stderr
+    run, decoder = tmp_path / "nano", tmp_path / "nano_tokenizer_decoder"
+    done = run_module("scripts/export_run.py", str(run), str(tmp_path / "out"), "--decoder", str(decoder))
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_papers_training_is_a_configuration_that_exists() -> None:

@@ -65,6 +65,9 @@ def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
     model = VQModel(cfg.tokenizer)
     if cfg.tokenizer.weights is not None:
         _start_from(model, cfg)
+    if cfg.freeze_codes:
+        for part in (model.encoder, model.quant_conv, model.quantize):
+            part.requires_grad_(False)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizers = make_optimizers(model, cfg.optim)
     adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
@@ -89,12 +92,11 @@ def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
         total, same = pixels, 0.0
         if step >= cfg.kmeans_at:
             total = total + losses.codebook + losses.commit + losses.entropy
-            if cfg.consistency_weight > 0:
-                flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
-                chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
-                patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
-                pull, same = consistency_loss(flat, chosen, codes, patches)
-                total = total + cfg.consistency_weight * pull
+            flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
+            chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
+            patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
+            pull, same = consistency_loss(flat, chosen, codes, patches, cfg)
+            total = total + pull
         if lpips is not None:
             total = total + cfg.lpips_weight * lpips(recon, images).mean()
         if adversary is not None and step >= cfg.gan_start:

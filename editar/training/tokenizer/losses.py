@@ -36,22 +36,29 @@ def reconstruction_loss(recon: torch.Tensor, images: torch.Tensor, cfg: Tokenize
 
 
 def consistency_loss(
-    latents: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor, unchanged: torch.Tensor
+    latents: torch.Tensor,
+    chosen: torch.Tensor,
+    codes: torch.Tensor,
+    unchanged: torch.Tensor,
+    cfg: TokenizerTrainConfig,
 ) -> tuple[torch.Tensor, float]:
-    """Pull what an edit leaves alone onto the same codes in source and target.
+    """Pull source and target of an edit onto the same codes: what the edit leaves alone by
+    `consistency_weight`, what it changes by `edit_consistency_weight`.
 
     latents, chosen (2P, h, w, C): normalised latents and their codebook rows of interleaved
     source, target, source, ...; codes (2P, h, w); unchanged (P, h, w) bool. Each side is drawn to
     the other's code. Returns the loss and the share of unchanged patches whose code is the same.
-    GroupNorm and attention see the whole picture, so without this an edit in one corner changed
-    half of all other codes and there was nothing for the GPT to copy (docs/log.md).
+    Without the first pull, rounding gives equal patches different codes and there is nothing for the GPT to
+    copy; the second, much weaker, makes an edit change few codes (docs/log.md).
     """
-    if not unchanged.any():
-        return latents.new_zeros(()), 1.0
     goal = chosen.detach()
     error = (latents[0::2] - goal[1::2]).square().sum(-1) + (latents[1::2] - goal[0::2]).square().sum(-1)  # (P, h, w)
-    same = (codes[0::2] == codes[1::2])[unchanged].float().mean().item()
-    return error[unchanged].mean(), same
+    loss = latents.new_zeros(())
+    for weight, where in ((cfg.consistency_weight, unchanged), (cfg.edit_consistency_weight, ~unchanged)):
+        if weight > 0 and where.any():
+            loss = loss + weight * error[where].mean()
+    same = (codes[0::2] == codes[1::2])[unchanged]
+    return loss, same.float().mean().item() if same.numel() else 1.0
 
 
 def build_lpips(weights: str) -> nn.Module:

@@ -39,19 +39,21 @@ def test_reconstruction_loss_is_l1_plus_l2() -> None:
     assert reconstruction_loss(images + 0.5, images, cfg).item() == pytest.approx(2 * 0.5 + 3 * 0.25)
 
 
-def test_consistency_sees_only_unchanged_patches_and_pulls_both_sides() -> None:
+def test_consistency_pulls_both_sides_by_the_weight_of_their_patch() -> None:
     codes = torch.tensor([[[0, 1]], [[0, 2]]])  # one pair, two patches: the second one's codes differ
     latents = torch.randn(2, 1, 2, 4, requires_grad=True)
     chosen = torch.randn(2, 1, 2, 4)
-    loss, same = consistency_loss(latents, chosen, codes, torch.tensor([[[True, False]]]))
+    cfg = TokenizerTrainConfig(output_dir="x", consistency_weight=0.5, edit_consistency_weight=0.25)
+    loss, same = consistency_loss(latents, chosen, codes, torch.tensor([[[True, False]]]), cfg)
     assert same == 1.0
     loss.backward()
     assert latents.grad is not None
-    assert (latents.grad[:, 0, 1] == 0).all()
-    torch.testing.assert_close(latents.grad[0, 0, 0], 2 * (latents[0, 0, 0] - chosen[1, 0, 0]).detach())
-    torch.testing.assert_close(latents.grad[1, 0, 0], 2 * (latents[1, 0, 0] - chosen[0, 0, 0]).detach())
-    assert consistency_loss(latents, chosen, codes, torch.tensor([[[True, True]]]))[1] == 0.5
-    assert consistency_loss(latents, chosen, codes, torch.zeros(1, 1, 2, dtype=torch.bool)) == (0.0, 1.0)
+    to_other = 2 * (latents - chosen.flip(0)).detach()
+    torch.testing.assert_close(latents.grad[:, 0, 0], 0.5 * to_other[:, 0, 0])
+    torch.testing.assert_close(latents.grad[:, 0, 1], 0.25 * to_other[:, 0, 1])
+    cfg.edit_consistency_weight = 0.0
+    assert consistency_loss(latents, chosen, codes, torch.tensor([[[True, True]]]), cfg)[1] == 0.5
+    assert consistency_loss(latents, chosen, codes, torch.zeros(1, 1, 2, dtype=torch.bool), cfg) == (0.0, 1.0)
 
 
 def test_discriminator_and_hinge() -> None:
@@ -102,6 +104,18 @@ def test_gan_and_warm_start(tmp_path: Path, tiny_tokenizer: Path) -> None:
     )  # fmt: skip
     before, after = load_weights(tiny_tokenizer / "model.safetensors"), load_weights(folder / "model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before if key != "quantize.codebook_used")
+
+
+def test_frozen_codes_train_the_decoder_alone(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    start = f"tokenizer.weights={tiny_tokenizer}"
+    with pytest.raises(ConfigError, match=r"freeze_codes needs tokenizer\.weights=RUN, kmeans_at=-1 and"):
+        tiny(tmp_path, "freeze_codes=true", start, "kmeans_at=-1")
+    fixed = ["freeze_codes=true", start, "kmeans_at=-1", "restart_every=0"]
+    folder = train_tokenizer(tiny(tmp_path / "run", *fixed))
+    before, after = load_weights(tiny_tokenizer / "model.safetensors"), load_weights(folder / "model.safetensors")
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved - {"quantize"} == {"decoder", "post_quant_conv"}
+    assert torch.equal(before["quantize.embedding.weight"], after["quantize.embedding.weight"])
 
 
 def test_lpips_without_weights_is_refused(tmp_path: Path) -> None:
