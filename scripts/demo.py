@@ -2,13 +2,14 @@
 
 Everything goes through the code that runs the real thing: `train`, `EditPipeline` and, at the end,
 `editar.eval benchmark=pie_bench` on held-out samples in PIE-Bench's layout. As EditAR does, the GPT starts from a
-ready tokenizer (the reference's). Writes report.html, grid.png, learning.png, scores.json, guidance_sweep.json and
-pie_bench/ into --out, and says each result as soon as it is there.
+ready tokenizer (reference/nano_tokenizer). Writes report.html, grid.png, learning.png, scores.json,
+guidance_sweep.json and pie_bench/ into --out, and says each result as soon as it is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -17,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editar.config import EvalConfig, TrainConfig, override
-from editar.data.nano.world import NanoWorld, Plan, render
+from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, from_yaml, override
+from editar.data.nano.world import TRANSLATIONS, NanoWorld, Plan, render
 from editar.data.sample import EditSample
 from editar.evaluation.nano.export import export_pie_bench
 from editar.evaluation.nano.run import sheet
@@ -37,7 +38,7 @@ from editar.tables.render import strict_json
 from editar.tables.scores import Evaluation, MethodScores, breakdown
 from editar.training.loop import train
 
-REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "nano"
+SHIPPED = Path(__file__).resolve().parent.parent / "reference"
 SWEEP = (1.0, 1.5, 2.0, 3.0)
 
 
@@ -89,20 +90,23 @@ class Learning:
         return {"success": in_memory([method]).means(method)["success"].mean}
 
     def strip(self, pictures: int = 8) -> np.ndarray:
-        """A line per sample: source, the edit after each evaluation, target; twice the size."""
+        """A line per sample: source, the edits of up to eight evaluations, the last one among them, target; twice
+        the size."""
         samples, outputs = self.bench.samples[:pictures], list(self.bench.outputs.values())
+        apart = math.ceil(len(outputs) / 8)
+        outputs = outputs[::-apart][::-1]
         rows = [[s.source, *(found[i] for found in outputs), s.target] for i, s in enumerate(samples)]
         return contact_sheet(rows).repeat(2, 0).repeat(2, 1)
 
 
-def train_from_scratch(out: Path, reference: EditPipeline, weights: Path, steps: int, learning: Learning) -> Path:
-    """A GPT on the codes of a ready tokenizer, the reference's, as EditAR trains its own; returns its run folder."""
+def train_from_scratch(out: Path, tokenizer: Path, steps: int, learning: Learning) -> Path:
+    """A GPT on the codes of the ready tokenizer in that folder, as EditAR trains its own; returns its run folder."""
     shutil.rmtree(out, ignore_errors=True)
-    tokenizer = asdict(reference.cfg.tokenizer) | {"weights": str(weights)}
+    shape = asdict(from_yaml(TokenizerTrainConfig, tokenizer / "config.yaml").tokenizer) | {"weights": str(tokenizer)}
     overrides = [
         "experiment=nano_demo",
         f"output_dir={out}",
-        *(f"tokenizer.{key}={value}" for key, value in tokenizer.items()),
+        *(f"tokenizer.{key}={value}" for key, value in shape.items()),
         f"precision={'bf16' if has_fast_bfloat16() else 'fp32'}",
         f"steps={steps}",
         f"data.train_samples={max(64, 8 * steps)}",  # each is read four times: encoding costs as much as two readings
@@ -112,6 +116,13 @@ def train_from_scratch(out: Path, reference: EditPipeline, weights: Path, steps:
         f"save_every={steps}",
     ]
     return train(load_config(TrainConfig, "train", overrides), learning)
+
+
+def from_words(pipeline: EditPipeline, samples: list[EditSample], most: int = 5) -> list[tuple[str, np.ndarray]]:
+    """Pictures drawn from the captions of the first translation samples, without their sources."""
+    chosen = [sample for sample in samples if sample.task in TRANSLATIONS][:most]
+    words = [sample.instruction for sample in chosen]
+    return list(zip(words, pipeline.edit_arrays([None] * len(words), words, [s.id for s in chosen]), strict=True))
 
 
 def score_as_pie_bench(checkpoint: Path, out: Path, count: int) -> None:
@@ -126,7 +137,8 @@ def score_as_pie_bench(checkpoint: Path, out: Path, count: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--reference", type=Path, default=REFERENCE)
+    parser.add_argument("--reference", type=Path, default=SHIPPED / "nano")
+    parser.add_argument("--tokenizer", type=Path, default=SHIPPED / "nano_tokenizer", help="for the model from scratch")
     parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
     parser.add_argument("--pie-samples", type=int, default=20, help="of them, in PIE-Bench's layout")
     parser.add_argument("--gpt-steps", type=int, default=1500)
@@ -141,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     bench.edit(reference, "shuffled text", shuffle=True)
     bench.edit(reference, "with the mask", masked=True)
     bench.add("tokenizer alone", reference.reconstruct([sample.target for sample in bench.samples]))
+    drawn = from_words(reference, bench.samples)
     save_image(sheet(bench.samples, bench.outputs["reference"], successes(bench.methods[0])), args.out / "grid.png")
     say(f"   look: {args.out / 'grid.png'} (source | target | output)")
     few = Bench(max(1, args.samples // 3))
@@ -149,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
 
     clock.begin("2/4 a model from scratch")
     learning = Learning(min(40, args.samples))
-    run_folder = train_from_scratch(args.out / "scratch", reference, args.reference, args.gpt_steps, learning)
+    run_folder = train_from_scratch(args.out / "scratch", args.tokenizer, args.gpt_steps, learning)
     save_image(learning.strip(), args.out / "learning.png")
     say(f"   look: {args.out / 'learning.png'} (source | the edit as training goes on | target)")
     scratch = EditPipeline.from_pretrained(run_folder)
@@ -161,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     clock.begin("3/4 the page")
     write_json(args.out / "scores.json", strict_json(bench.evaluation.as_dict()))
     write_json(args.out / "guidance_sweep.json", strict_json(few.evaluation.as_dict()))
-    write_page(args, bench, few, learning, run_folder, clock.minutes)
+    write_page(args, bench, few, drawn, learning, run_folder, clock.minutes)
     print(breakdown(bench.evaluation, ["success"]))
 
     clock.begin("4/4 the paper's evaluator on nano edits")
@@ -195,7 +208,15 @@ def successes(method: MethodScores) -> list[bool]:
     return [row["success"] > 0 for row in method.rows]
 
 
-def write_page(args: argparse.Namespace, bench: Bench, few: Bench, learning: Learning, run: Path, minutes: str) -> None:
+def write_page(
+    args: argparse.Namespace,
+    bench: Bench,
+    few: Bench,
+    drawn: list[tuple[str, np.ndarray]],
+    learning: Learning,
+    run: Path,
+    minutes: str,
+) -> None:
     reference = args.reference / "metrics.jsonl"
     curves = {"from scratch": run / "metrics.jsonl"}
     plots = [
@@ -211,7 +232,7 @@ def write_page(args: argparse.Namespace, bench: Bench, few: Bench, learning: Lea
         plots.append(loss_curves({"reference": reference}, "Reference: losses", keys))
     intro = (
         f"{args.samples} held-out samples of eight tasks at 64 px. 'reference' ships with the repository; "
-        f"'from scratch' was trained just now, {args.gpt_steps} steps on the codes of the shipped tokenizer. "
+        f"'from scratch' was trained just now, {args.gpt_steps} steps on the codes of reference/nano_tokenizer. "
         "'shuffled text' gives each source another sample's instruction; 'with the mask' lets only codes in and "
         "around the true edit mask change (translations have none); 'tokenizer alone' passes the true target "
         f"through the VQ tokenizer, the best any model on its codes can do. Wall time {minutes}."
@@ -219,7 +240,7 @@ def write_page(args: argparse.Namespace, bench: Bench, few: Bench, learning: Lea
     shown = {name: bench.outputs[name] for name in ("reference", "from scratch")}
     strip = picture_uri(learning.strip())
     write_demo_page(
-        args.out / "report.html", "EditAR nano demo", intro, bench.evaluation, bench.samples, shown, strip, plots
+        args.out / "report.html", "EditAR nano demo", intro, bench.evaluation, bench.samples, shown, drawn, strip, plots
     )
 
 

@@ -23,12 +23,14 @@ def write_demo_page(
     evaluation: Evaluation,
     samples: list[EditSample],
     outputs: dict[str, list[np.ndarray]],
+    drawn: list[tuple[str, np.ndarray]],
     strip: str,
     plots: list[Plot],
     most: int = 40,
 ) -> None:
-    """First what a person wants to see: six edits of the first of `outputs`, the success table of all methods, the
-    `strip` of a model that learns (a picture's URI). Then `plots` (from the functions below) and more edits.
+    """First what a person wants to see: six edits of the first of `outputs`, pictures `drawn` from words alone, the
+    success table of all methods, the `strip` of a model that learns (a picture's URI). Then `plots` (from the
+    functions below) and more edits.
 
     `outputs` are those of some methods by name, (S, S, 3) uint8 each, in the order of `samples`.
     """
@@ -49,7 +51,7 @@ def write_demo_page(
     ]
     html = page_template("demo_page.html.j2").render(
         title=title, intro=intro, columns=list(rows), rows=_rows(evaluation), plots=plots,
-        models=list(outputs), examples=examples, strip=strip,
+        models=list(outputs), examples=examples, strip=strip, drawn=[(words, picture_uri(p)) for words, p in drawn],
     )  # fmt: skip
     write_text(path, html)
 

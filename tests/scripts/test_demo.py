@@ -15,10 +15,10 @@ from tests.helpers.tiny import ROOT
 
 
 @pytest.mark.slow
-def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tmp_path: Path) -> None:
+def test_demo_writes_report_grid_and_metrics(tiny_run: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     arguments = ["--samples", "8", "--gpt-steps", "4", "--pie-samples", "2"]
-    demo.main(["--out", str(out), "--reference", str(tiny_run), *arguments])
+    demo.main(["--out", str(out), "--reference", str(tiny_run), "--tokenizer", str(tiny_tokenizer), *arguments])
     report = (out / "report.html").read_text()
     assert report.count("<img") >= 8 * 4
     assert "http" not in report.replace("http-equiv", "")  # nothing is fetched when it is opened
