@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset
 
 from editar.conditions import colour_labels
-from editar.config import DataConfig, SourceConfig
+from editar.config import CONFIG_DIR, DataConfig, SourceConfig, read_yaml
 from editar.data.codes import stored_manifest
 from editar.data.folder import FolderTable
 from editar.data.mixture import Mixture
@@ -90,6 +90,11 @@ PLAIN_COLUMNS = {
     "multigen_canny": ["image", "text"],  # of the depth set, whose depth map is not read (EditAR)
     "folder": ["target", "instruction", "source"],  # `pairs.jsonl` beside the pictures (`editar.data.folder`)
 }
+
+
+def official_prompt(name: str) -> str:
+    """The sentence of a translation task, with {} for the caption, as `configs/source/NAME.yaml` has it from EditAR."""
+    return read_yaml(CONFIG_DIR / "source" / f"{name}.yaml")["prompt"]
 
 
 def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from editar.conditions import canny_condition, colour_labels, depth_condition
-from editar.config import CONFIG_DIR, TrainConfig, read_yaml
+from editar.config import TrainConfig
 from editar.config.data import CONDITION_SOURCES
 from editar.config.evaluation import ConditionNetworks
 from editar.data.nano.world import WORDING
-from editar.data.sources import label_palette
+from editar.data.sources import label_palette, official_prompt
 from editar.errors import ConfigError
 from editar.evaluation.translation.networks import DepthNetwork, load_segmenter
 from editar.images import batch_to_tensor, to_uint8
@@ -32,8 +32,7 @@ def sentence(task: str, cfg: TrainConfig) -> str:
     sources = cfg.data.sources.values()
     own = [source.prompt for source in sources if source.kind == CONDITION_SOURCES[task]]
     nano = [WORDING[task][0].replace("{caption}", "{}") for source in sources if source.kind == "nano"]
-    official = read_yaml(CONFIG_DIR / "source" / f"{CONDITION_SOURCES[task]}.yaml")["prompt"]
-    return [*own, *nano, official][0]
+    return [*own, *nano, official_prompt(CONDITION_SOURCES[task])][0]
 
 
 def condition_maker(task: str, networks: ConditionNetworks, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:

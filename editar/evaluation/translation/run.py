@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from editar.config import CONFIG_DIR, EvalConfig
+from editar.config import EvalConfig
+from editar.data.sources import official_prompt
 from editar.data.tables import open_table
 from editar.evaluation.benchmark import Benchmark, smaller_than
 from editar.evaluation.translation.dataset import COLUMNS, EXPECTED_ROWS, TranslationCase, read_case
@@ -77,7 +77,7 @@ class Translation(Benchmark):
         return [[f"group_{group}/{row}" for row in rows] for group in range(self.rules.images_per_prompt)]
 
     def jobs(self) -> list[EditJob]:
-        prompt = self.cfg.prompt or OmegaConf.load(CONFIG_DIR / "source" / f"{self.source}.yaml").prompt
+        prompt = self.cfg.prompt or official_prompt(self.source)
         return [
             EditJob(name, name, prompt.replace("{}", caption), caption, partial(self.condition, index), SIZE)
             for group in self.groups()
