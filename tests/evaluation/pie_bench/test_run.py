@@ -73,7 +73,7 @@ def test_the_evaluator_of_2023_drops_the_borders_of_ssim(tmp_path: Path) -> None
             "324000000001": 0.9859735369682312,
             "811000000005": 0.9801841974258423,
         },
-        abs=1e-5,
+        abs=3e-5,  # the two formulas are 4e-4 to 4e-3 apart here
     )
 
 
