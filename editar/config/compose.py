@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
+
 from editar.config.fields import check_fields
 from editar.errors import ConfigError, one_line
 
@@ -39,13 +41,21 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     return result
 
 
+class OncePerKey(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML takes the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, nothing resolved. Raises ConfigError, one line that names the file, for anything
     else."""
-    import yaml  # type: ignore[import-untyped]
-
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), OncePerKey)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no YAML, no UTF-8, nested without end
         raise ConfigError(f"{path}: damaged ({one_line(error)}); copy it anew or give another folder") from None
     if not isinstance(found, dict):

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from editar.config import CONFIG_DIR
+from editar.config.entries import MISSING
 from editar.errors import CheckpointError, one_line
 
 MANIFEST = CONFIG_DIR.parent / "third_party" / "weights.yaml"
@@ -41,6 +40,9 @@ class WeightsEntry:
 
 def load_manifest(path: Path = MANIFEST) -> dict[str, WeightsEntry]:
     """Name -> entry, every field checked."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         raw = OmegaConf.load(path)
         merged = {str(k): OmegaConf.merge(OmegaConf.structured(WeightsEntry), v) for k, v in raw.items()}  # type: ignore[union-attr]

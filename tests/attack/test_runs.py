@@ -132,7 +132,7 @@ def test_a_failed_start_leaves_nothing_that_blocks(
     [
         ("config.yaml", b"a: [", "config.yaml: damaged"),
         ("config.yaml", b"\xff\xfe\x00", "config.yaml: damaged"),
-        ("config.yaml", b"- 1\n", "another config"),
+        ("config.yaml", b"- 1\n", "no mapping of settings"),
         ("provenance.json", b"{", "provenance.json: damaged"),
         ("provenance.json", b"7", "provenance.json: damaged"),
         ("provenance.json", b"\xff", "provenance.json: damaged"),

@@ -216,7 +216,7 @@ def test_a_teacher_that_was_fetched_needs_no_setting(tmp_path: Path, monkeypatch
     BitImageProcessor().save_pretrained(folder)
     monkeypatch.chdir(tmp_path)
     teacher = build_teacher(TeacherConfig(), torch.device("cpu"), 16)
-    assert teacher is not None and teacher(torch.zeros(1, 3, 64, 64)).shape[2] == 16
+    assert teacher is not None and teacher(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape[2] == 16
 
 
 def test_another_folder_says_how_it_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

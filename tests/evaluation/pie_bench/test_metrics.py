@@ -172,7 +172,7 @@ def test_structure_without_antialias_is_plain_interpolation() -> None:
 def test_the_evaluator_chooses_the_resize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editar.metrics.dino_structure.dino_vitb8", small_vit)  # a smaller file
     torch.save(small_vit().state_dict(), tmp_path / "vit.pth")
-    sources = NetworkSources(str(tmp_path / "vit.pth"), None, None)
+    sources = NetworkSources(structure=str(tmp_path / "vit.pth"), lpips=None, clip=None)
     for evaluator, antialias in (("current", True), ("2023", False)):
         metrics, _ = PieMetrics.load(sources, CPU, evaluator)
         assert metrics.structure is not None and metrics.structure.antialias is antialias
