@@ -133,7 +133,7 @@ def describe(state: State, info: WeightsInfo) -> None:
             gpt, rope = run.get("gpt"), run.get("rope")
             if isinstance(gpt, DictConfig):
                 info.sizes["n_head"] = gpt.get("n_head", info.sizes["n_head"])
-            info.rope = override(RopeConfig(), rope, f"{config}: rope") if isinstance(rope, DictConfig) else None
+            info.rope = override(RopeConfig(), dict(rope), f"{config}: rope") if isinstance(rope, DictConfig) else None
         elif info.kind == "gpt_editar" and info.layout == "model":
             info.rope = RopeConfig()
     elif all(key in state and state[key].dim() >= 2 for key in VQ_MARKERS):
