@@ -50,7 +50,7 @@ class HubTeacher:
 
         self.device, self.dtype = device, pick_dtype(cfg.dtype, device)
         processor = from_pretrained(AutoImageProcessor, cfg.weights)
-        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(prepare, sizes_of(processor))
+        self.prepare: Callable[[np.ndarray], np.ndarray] = partial(resized_as_read, sizes_of(processor))
         self.mean, self.std = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
         model = from_pretrained(CLIPVisionModel if cfg.name == "clip" else AutoModel, cfg.weights)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
@@ -74,7 +74,7 @@ def sizes_of(processor: Any) -> Sizes:
     return resize, crop and (crop["width"], crop["height"]), int(processor.resample)
 
 
-def prepare(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
+def resized_as_read(sizes: Sizes, picture: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 resized and cropped by Pillow in 8 bits, as transformers' processors did it in 2024.
 
     Quirk of the official code: pictures go through [-1, 1] in float32 and back to bytes by truncation, which makes

@@ -17,7 +17,7 @@ from editar.config import TeacherConfig
 from editar.data import codes
 from editar.data.encode import pack_prepared
 from editar.images import to_uint8
-from editar.models.teacher import HogTeacher, Teacher, build_teacher, prepare
+from editar.models.teacher import HogTeacher, Teacher, build_teacher, resized_as_read
 
 CPU = torch.device("cpu")
 # preprocessor_config.json as published with facebook/dinov2-base and openai/clip-vit-base-patch16
@@ -107,7 +107,7 @@ def test_features_are_the_raw_models_patches(saved: tuple[str, Path, torch.nn.Mo
 def test_the_official_round_trip_darkens_95_grey_levels() -> None:
     levels = np.arange(256, dtype=np.uint8)
     picture = np.repeat(levels, 768).reshape(256, 256, 3)
-    seen = prepare((256, None, 3), picture)[:, 0, 0]
+    seen = resized_as_read((256, None, 3), picture)[:, 0, 0]
     assert (levels - seen).sum() == 95 and set(levels - seen) == {0, 1}
 
 
