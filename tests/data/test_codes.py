@@ -141,9 +141,8 @@ def test_a_cache_that_does_not_fit_is_refused(
 
 
 def test_another_tokenizer_is_refused_by_name(cache: Path, five_sources: dict[str, Path], tiny_tokenizer: Path) -> None:
-    cfg = config(five_sources, tiny_tokenizer, cache)
+    cfg = config(five_sources, tiny_tokenizer, cache, JPEG)
     source = open_sources(cfg.data)["pipe"]
-    cfg.data.cache_pictures = "jpeg"
     with pytest.raises(DataError, match=r"pipe was cached with tokenizer '[0-9a-f]{16}', this run needs 'another'"):
         encode.open_cache(cfg, source, "another")
 
