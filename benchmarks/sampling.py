@@ -29,9 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml  # type: ignore[import-untyped]
 
-from editar.config import SamplingConfig, TrainConfig, from_plain, plain_training
+from editar.config import SamplingConfig, TrainConfig, from_plain, plain_training, read_yaml
 from editar.data.nano.world import NanoWorld
 from editar.models.gpt import GPT, Attention
 from editar.models.rope import apply_rope, rope_table
@@ -124,7 +123,7 @@ def random_edits(size: str, pixels: int, count: int, device: torch.device, dtype
 
 def heldout_edits(checkpoint: str, count: int, device: torch.device, dtype: str) -> Edits:
     """Without `EditPipeline.from_pretrained`, which needs OmegaConf."""
-    cfg = from_plain(TrainConfig, yaml.safe_load((Path(checkpoint) / "config.yaml").read_text()))
+    cfg = from_plain(TrainConfig, read_yaml(Path(checkpoint) / "config.yaml"))
     gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
     load_gpt(gpt, checkpoint, strict=True)
     load_vq(tokenizer, checkpoint)

@@ -34,9 +34,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import yaml  # type: ignore[import-untyped]
 
-from editar.config import CONFIG_DIR, TrainConfig, plain_training
+from editar.config import CONFIG_DIR, TrainConfig, plain_training, read_yaml
 from editar.images import batch_to_tensor
 from editar.models.gpt import GPT
 from editar.models.teacher import Teacher, build_teacher
@@ -101,7 +100,7 @@ def config(options: argparse.Namespace, teacher: str = "none", **more: Any) -> T
     values: dict[str, Any] = {"image_size": options.size, "text": text}
     if options.gpt == "nano":
         sections |= {"rope": "shared", "tokenizer": "nano", "text": "nano"}
-        values = yaml.safe_load((CONFIG_DIR / "experiment" / "nano.yaml").read_text())
+        values = read_yaml(CONFIG_DIR / "experiment" / "nano.yaml")
     return plain_training(sections, **values | {"precision": options.precision} | more)
 
 

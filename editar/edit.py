@@ -17,12 +17,10 @@ from editar.runtime.log import say
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the picture(s) and, where there are several or a source, all of them in one row. Returns the files."""
     import numpy as np  # these here, because the help text needs none of them, and torch takes over a second
-    from PIL import Image
     from tqdm import tqdm
 
-    from editar.evaluation.translation.conditions import condition_maker, sentence
+    from editar.evaluation.translation.conditions import condition_of, sentence
     from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
-    from editar.runtime.device import pick_device
     from editar.sampling.pipeline import EditPipeline
     from editar.sampling.stats import copy_bandwidth
 
@@ -40,13 +38,12 @@ def edit(cfg: EditConfig) -> list[Path]:
     picture = None if cfg.image is None else load_image(cfg.image)
     if cfg.instruction is not None and not cfg.instruction.strip():
         raise ConfigError("instruction is empty; say what to change, or give instruction=null for none")
-    maker = condition_maker(cfg.task, cfg.networks, pick_device(cfg.device)) if cfg.from_photo else None
     pipeline = EditPipeline.from_pretrained(
         cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name
     )
     instruction = cfg.instruction and sentence(cfg.task, pipeline.cfg).replace("{}", cfg.instruction)
-    if picture is not None and maker is not None:
-        picture = Image.fromarray(maker(np.asarray(resize_and_crop(picture, pipeline.cfg.image_size))))
+    if picture is not None and cfg.from_photo:
+        picture = condition_of(cfg.task, picture, pipeline.cfg, cfg.networks, pipeline.device)
         save_image(picture, made)
     tokens = pipeline.gpt.cfg.image_tokens
     with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:

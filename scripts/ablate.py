@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         call(options.launcher, "editar.eval", [f"checkpoint={run}", f"output_dir={scores}", *options.eval])
         scored[name] = load_scored(f"{name}={scores}")
     write_comparison(list(scored.values()), options.out / "report.html", "Ablation", pictures=60)
-    print(over_seeds({name: item.evaluation for name, item in scored.items()}))
+    if together := over_seeds({name: item.evaluation for name, item in scored.items()}):
+        print(together)
 
 
 def grid(overrides: list[str]) -> dict[str, list[str]]:
@@ -64,7 +65,8 @@ def grid(overrides: list[str]) -> dict[str, list[str]]:
         chosen = dict(cell)
         if chosen.get("teacher", "") == "none" or "teacher=none" in fixed:
             chosen.pop("loss.distill_weight", None)
-        name = "-".join(f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen.items())
+        short = {key: key if key.endswith(".seed") else key.rsplit(".", 1)[-1] for key in chosen}  # `seed` is the run's
+        name = "-".join(f"{short[key]}_{value}" for key, value in chosen.items())
         runs.setdefault(name, [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
     return runs
 

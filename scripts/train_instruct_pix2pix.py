@@ -75,7 +75,7 @@ def fine_tune(cfg: TrainConfig, base: str, ranks: Ranks) -> None:
         check_run_folder(folder, cfg)
         write_run_folder(folder, cfg)
     sources, bad_rows = open_sources(cfg.data), BadRows(cfg.data.max_bad_share)
-    readers = [Reader(source, None, cfg.image_size, pictures=False) for source in sources.values()]
+    readers = [Reader(source, None, cfg.image_size) for source in sources.values()]
     at_once = micro_batch(cfg, ranks.size)
     parts = cfg.global_batch // ranks.size // at_once
     draws = DrawBatchSampler(first, cfg.steps, ranks.rank, ranks.size, cfg.global_batch, at_once)

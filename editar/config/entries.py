@@ -178,6 +178,10 @@ class EditConfig:
         override(SamplingConfig(), self.sampling, "sampling")
         if self.image is None and (self.task != "edit" or self.mask):
             raise ConfigError(f"image is null, and {'mask' if self.mask else f'task={self.task}'} needs one")
+        if self.mask and self.task != "edit":
+            raise ConfigError(
+                f"mask keeps parts of the picture, which with task={self.task} is a condition; leave it out"
+            )
         if self.from_photo and self.task == "edit":
             tasks = ", ".join(CONDITION_SOURCES)
             raise ConfigError(f"from_photo=true makes a condition, and task=edit has none; give task as one of {tasks}")

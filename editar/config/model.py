@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from editar.config.fields import setting
 
+USUAL_TEACHERS = {
+    "dinov2": "facebook/dinov2-base",
+    "clip": "openai/clip-vit-base-patch16",
+    "clipseg": "CIDAS/clipseg-rd64-refined",
+    "timm": "timm",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -146,5 +153,6 @@ class TeacherConfig:
 
     @property
     def identity(self) -> str:
-        """What stored features are of, fit for a file's name."""
-        return f"{self.name}-{self.model}" if self.model else self.name
+        """What stored features are of, fit for a file's name: other weights than the usual ones are named."""
+        weights = "" if self.weights == USUAL_TEACHERS.get(self.name, self.weights) else PurePath(self.weights).name
+        return "-".join(part for part in (self.name, self.model, weights) if part)

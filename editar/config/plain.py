@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from editar.config.compose import read_yaml
 from editar.config.entries import TrainConfig
 from editar.config.fields import check_fields
 from editar.errors import ConfigError
@@ -35,14 +36,12 @@ def plain_training(sections: Mapping[str, str], **values: Any) -> TrainConfig:
 
     Where neither says anything the dataclasses' defaults hold, which are the paper's.
     """
-    import yaml  # type: ignore[import-untyped]
-
     for section, name in sections.items():
         file = CONFIG_DIR / section / f"{name}.yaml"
         if not file.is_file():
             known = sorted(path.stem for path in file.parent.glob("*.yaml"))
             raise ConfigError(f"{section}={name} is not one of {', '.join(known)}")
-        values[section] = yaml.safe_load(file.read_text()) | values.get(section, {})
+        values[section] = read_yaml(file) | values.get(section, {})
     cfg = from_plain(TrainConfig, values)
     cfg.resolve()
     return cfg

@@ -129,6 +129,7 @@ class CodesCache:
                 "run scripts/cache_codes.py with the same settings (it goes on where it stopped)"
             )
         self.folder, self.manifest, self.backward_chance = folder, found, backward_chance
+        self.reads_features = bool(manifest.features)  # those of another teacher may lie there
         size = sum(shard_path(folder, k).stat().st_size for k in range(manifest.shards))
         self.in_memory = size <= IN_MEMORY
         self._open: OrderedDict[int, Any] = OrderedDict()
@@ -174,7 +175,7 @@ class CodesCache:
         if row["bad"] is not None:
             raise BadRow(row["bad"])
         features = None
-        if row["features"] is not None:
+        if self.reads_features and row["features"] is not None:
             flat = np.frombuffer(row["features"], np.float16)
             features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)

@@ -93,8 +93,8 @@ PLAIN_COLUMNS = {
 
 
 def official_prompt(name: str) -> str:
-    """The sentence of a translation task, with {} for the caption, as `configs/source/NAME.yaml` has it from EditAR."""
-    return read_yaml(CONFIG_DIR / "source" / f"{name}.yaml")["prompt"]
+    """The sentence of a data set, with {} for the caption, as `configs/source/NAME.yaml` has it from EditAR."""
+    return read_yaml(CONFIG_DIR / "source" / f"{name}.yaml").get("prompt", SourceConfig().prompt)
 
 
 def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:

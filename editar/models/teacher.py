@@ -117,7 +117,12 @@ class TimmTeacher:
     @torch.no_grad()
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Raises ConfigError where no map has `grid` places a side and `teacher.dim` channels."""
-        maps = self.model(normalised(self, pictures))
+        try:
+            maps = self.model(normalised(self, pictures))
+        except Exception as error:  # networks of a fixed size say so in many types
+            raise ConfigError(f"{self.cfg.model}, pictures of {pictures.shape[1]} px: {one_line(error)}") from None
+        channels = self.model.feature_info.channels()
+        maps = [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, channels, strict=True)]
         for found in reversed(maps):  # the deepest first
             if found.shape[1:] == (self.cfg.dim, self.grid, self.grid):
                 return found.flatten(2).transpose(1, 2).float()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from editar.conditions import CANNY, canny_condition
-from editar.config import CONFIG_DIR, SourceConfig, TextConfig
-from editar.data.sources import remove_instruction
+from editar.config import TextConfig
+from editar.data.sources import official_prompt, remove_instruction
 from editar.images import flatten_alpha, load_image, preprocess
 from editar.parity.checks import Check, Entries, Golden, Skipped
 
@@ -23,12 +22,6 @@ SOURCES = {
     "segmentation_detailed": "cocostuff",
     "seedx_unsplash": "seed_unsplash",
 }
-
-
-def template(source: str) -> str:
-    """The prompt of configs/source/SOURCE.yaml."""
-    written = OmegaConf.load(CONFIG_DIR / "source" / f"{source}.yaml")
-    return str(OmegaConf.merge(OmegaConf.structured(SourceConfig), written).prompt)
 
 
 def files(golden: Golden) -> list[str]:
@@ -72,7 +65,7 @@ def check_picture(golden: Golden, item: Entries) -> Iterator[Check]:
 def check_prompts(golden: Golden) -> Iterator[Check]:
     for row in golden.json("prompts.json"):
         task, length = row["task"], row["tokenizer_kwargs"]["max_length"]
-        yield golden.same(f"prompt {task}", template(SOURCES[task]).format(row["caption"]), row["prompt"])
+        yield golden.same(f"prompt {task}", official_prompt(SOURCES[task]).format(row["caption"]), row["prompt"])
         yield golden.same(f"prompt {task} tokens", TextConfig().max_tokens, length)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from editar.config import TrainConfig
+from editar.data import codes
 from editar.data.loader import Batch
 from editar.errors import ConfigError
 from editar.images import batch_to_tensor
@@ -55,8 +56,10 @@ def build_teacher_of(cfg: TrainConfig, device: torch.device) -> Teacher | None:
     grid = cfg.gpt.teacher_grid or cfg.gpt.grid // 2
     teacher = build_teacher(cfg.teacher, device, grid)
     if teacher is not None:  # tried once, before anything is encoded or trained
-        black = teacher.prepare(np.zeros((cfg.image_size, cfg.image_size, 3), np.uint8))
-        found = tuple(teacher(torch.from_numpy(black)[None]).shape[1:])
+        black = np.zeros((cfg.image_size, cfg.image_size, 3), np.uint8)
+        if cfg.data.cache and cfg.data.cache_pictures == codes.JPEG and not cfg.data.cache_features:
+            black = codes.unpack_picture(codes.pack_picture(black))
+        found = tuple(teacher(torch.from_numpy(teacher.prepare(black))[None]).shape[1:])
         if found != (grid * grid, cfg.teacher.dim):
             raise ConfigError(
                 f"teacher={cfg.teacher.name} gives {found[0]} features of {found[1]} numbers, the config says "

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
-from editar.errors import CheckpointError
+from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, to_yaml
+from editar.errors import CheckpointError, one_line
 from editar.models.gpt import GPT
 from editar.runtime.entry import load_config
-from editar.runtime.files import atomic, check_state, checksum, save_weights, write_json, write_text
+from editar.runtime.files import atomic, check_state, checksum, parse_json, save_weights, write_json, write_text
 from editar.runtime.manifest import load_manifest
 from editar.weights.load import gpt_advice, judge
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
@@ -203,7 +203,10 @@ def official_optimizer(gpt: GPT, moments: dict[str, Any], cfg: OptimConfig) -> d
 def read_source(folder: Path) -> dict[str, Any]:
     """source.json of an imported folder, {} for a training of ours."""
     file = folder / "source.json"
-    return read_yaml(file) if file.is_file() else {}
+    try:
+        return parse_json(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file}: damaged ({one_line(error)}); convert the weights again") from None
 
 
 def official_args(cfg: TrainConfig) -> dict[str, Any]:

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from editar.data.sources import remove_instruction
+from editar.data.sources import official_prompt, remove_instruction
 from editar.parity.checks import Check, error_of
 from editar.parity.groups import GROUPS, run_all
-from editar.parity.preprocess import template
 from tests.helpers import tiny
 
 GOLDEN = tiny.GOLDEN
@@ -236,5 +235,5 @@ def test_nan_error_is_not_ok() -> None:
 
 
 def test_prompts() -> None:
-    assert template("multigen_depth").format("a {curly} barn").endswith("description: a {curly} barn")
+    assert official_prompt("multigen_depth").format("a {curly} barn").endswith("description: a {curly} barn")
     assert remove_instruction("Insert 2 birds") == "Remove rt 2 birds"

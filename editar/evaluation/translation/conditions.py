@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from editar.data.nano.world import WORDING
 from editar.data.sources import label_palette, official_prompt
 from editar.errors import ConfigError
 from editar.evaluation.translation.networks import DepthNetwork, load_segmenter
-from editar.images import batch_to_tensor, to_uint8
+from editar.evaluation.translation.protocol import SIZE
+from editar.images import batch_to_tensor, resize_and_crop, to_uint8
 from editar.metrics.networks import load_or_leave
 from editar.runtime.log import say
 
@@ -35,26 +35,26 @@ def sentence(task: str, cfg: TrainConfig) -> str:
     return [*own, *nano, official_prompt(CONDITION_SOURCES[task])][0]
 
 
-def condition_maker(task: str, networks: ConditionNetworks, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
-    """From a square photograph (S, S, 3) uint8 to the task's condition of the same shape, with the networks that
-    score Table 2. Raises ConfigError for a network that is not here."""
+def condition_of(
+    task: str, photo: Image.Image, cfg: TrainConfig, networks: ConditionNetworks, device: torch.device
+) -> Image.Image:
+    """The task's condition of a photograph, a square of the checkpoint's size, by the networks that score Table 2;
+    edges by the operator that the checkpoint was trained with. Raises ConfigError for a network that is not here."""
+    size = cfg.image_size
+    if task == "segmentation":
+        say("segmentation: coloured as with data.sources.cocostuff.condition=labels; the official set's colours differ")
+        segmenter = use(task, "segmenter", networks.segmenter, lambda source: load_segmenter(source, device))
+        labels = segmenter(np.array(resize_and_crop(photo, SIZE))[None])[0]
+        return Image.fromarray(colour_labels(labels, label_palette())).resize((size, size), Image.Resampling.NEAREST)
+    square = np.array(resize_and_crop(photo, size))
     if task == "canny":
-        return lambda photo: to_uint8(canny_condition(batch_to_tensor(photo[None])))[0]
-    if task == "depth":
-        return partial(depth_of, use(task, "depth", networks.depth, lambda source: DepthNetwork.load(source, device)))
-    say(
-        "segmentation: coloured as with data.sources.cocostuff.condition=labels; the colours of the official set differ"
-    )
-    segmenter = use(task, "segmenter", networks.segmenter, lambda source: load_segmenter(source, device))
-    return lambda photo: colour_labels(segmenter(photo[None])[0], label_palette())
-
-
-def depth_of(network: DepthNetwork, photo: np.ndarray) -> np.ndarray:
-    """Predicted nearness, stretched to 0..255 (MultiGen-20M's look)."""
-    depth = network(photo[None])[0]
+        own = [source.canny.operator for source in cfg.data.sources.values() if source.kind == CONDITION_SOURCES[task]]
+        return Image.fromarray(to_uint8(canny_condition(batch_to_tensor(square[None]), [*own, "kornia"][0]))[0])
+    network = use(task, "depth", networks.depth, lambda source: DepthNetwork.load(source, device))
+    depth = network(square[None])[0]  # nearness
     span = depth.max() - depth.min()
-    grey = Image.fromarray(depth_condition((depth - depth.min()) / (span if span > 0 else 1)))
-    return np.asarray(grey.resize(photo.shape[:2], Image.Resampling.BILINEAR))
+    grey = Image.fromarray(depth_condition((depth - depth.min()) / (span if span > 0 else 1)))  # MultiGen-20M's look
+    return grey.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def use(task: str, name: str, source: str | None, load: Callable[[str], T]) -> T:

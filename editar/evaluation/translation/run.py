@@ -51,7 +51,7 @@ class Translation(Benchmark):
         self.protocol = self.rules.name
         self.table = open_table(self.root, COLUMNS[self.name], split="validation")
         self.count = min(len(self.table), cfg.rows or len(self.table))
-        self.fingerprint = f"{self.table.revision} {self.name} {self.rules.geometry} {self.count}"
+        self.fingerprint = f"{self.table.revision} {self.name} {self.rules.geometry} official {self.count}"
 
     def case(self, index: int) -> TranslationCase:
         return read_case(self.name, self.table[index], str(index), self.rules)
