@@ -67,7 +67,7 @@ PARTS = (
     ),
     Part("training step", 100, f"{STEP} cached compiled online", f"{STEP_TINY} cached online"),
     Part("tests", 120, TESTS, TESTS),
-    Part("parity, float32", 60, f"{PARITY} --device cuda", PARITY),
+    Part("parity, float32", 120, f"{PARITY} --device cuda", PARITY),
     Part(
         "sampling, batch 32",
         120,
@@ -98,7 +98,7 @@ PARTS = (
         f"{SAMPLE_TINY} --batches 2 --windows 4",
     ),
     Part("data loader", 60, f"{LOADER} --workers 4 8 --seconds 3", f"{LOADER} --workers 1 --seconds 1 --pictures 8"),
-    Part("parity, bfloat16", 60, f"{PARITY} --device cuda --dtype bf16", f"{PARITY} --dtype bf16"),
+    Part("parity, bfloat16", 120, f"{PARITY} --device cuda --dtype bf16", f"{PARITY} --dtype bf16"),
 )
 
 

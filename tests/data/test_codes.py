@@ -172,6 +172,8 @@ def test_stored_features_come_back(five_sources: dict[str, Path], tiny_tokenizer
     assert pixels.picture is not None and item.features is not None and item.picture is None
     expected = teacher(torch.from_numpy(pixels.picture[None]))[0].numpy()
     np.testing.assert_allclose(item.features, expected, atol=2e-3)
+    other = config(five_sources, tiny_tokenizer, tmp_path, more[1], JPEG, "teacher=dinov2")  # its own are not there
+    assert encode.open_cache(other, source, checksum)[2].features is None
 
 
 def test_bad_rows_keep_their_place(tmp_path: Path, tiny_tokenizer: Path) -> None:

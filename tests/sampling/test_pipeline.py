@@ -167,6 +167,8 @@ def test_edit_without_image(tiny_run: Path, tmp_path: Path) -> None:
     for wrong in (["mask=m.png"], ["task=canny"]):
         with pytest.raises(ConfigError, match=r"image is null, and .* needs one"):
             edit_config(tiny_run, tmp_path, "image=null", *wrong)
+    with pytest.raises(ConfigError, match="with task=canny is a condition; leave it out"):
+        edit_config(tiny_run, tmp_path, "task=canny", "mask=m.png")
     with pytest.raises(ConfigError, match="task=edit has none; give task as one of depth, canny, segmentation"):
         edit_config(tiny_run, tmp_path, "from_photo=true")
 

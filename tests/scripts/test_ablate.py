@@ -20,6 +20,8 @@ def test_a_grid_is_every_combination_once() -> None:
         "teacher_hog-distill_weight_0.1": [*fixed, "teacher=hog", "loss.distill_weight=0.1"],
         "teacher_hog-distill_weight_0.5": [*fixed, "teacher=hog", "loss.distill_weight=0.5"],
     }
+    assert list(ablate.grid(["seed=0,1"])) == ["seed_0", "seed_1"]
+    assert list(ablate.grid(["data.seed=0,1"])) == ["data.seed_0", "data.seed_1"]  # other data, not only another seed
     with pytest.raises(ConfigError, match="no axis among steps=3"):
         ablate.grid(["steps=3"])
 
