@@ -85,7 +85,7 @@ class DataConfig(NanoDataConfig):
     build_cache: bool = False  # make what the cache lacks before training (else scripts/cache_codes.py does)
     cache_features: bool = False  # also keep this teacher's features of the target (small teachers only)
     # What a cache keeps for the teacher: `exact` its own input (80 KB a picture), for that teacher alone, or `jpeg`
-    # (35 KB) for any teacher, which sees JPEG noise and resizes a second time.
+    # (35 KB) for any that resizes, which sees JPEG noise and resizes a second time.
     cache_pictures: str = setting("jpeg", choices=("jpeg", "exact"))
     max_bad_share: float = setting(0.01, least=0, most=1)  # more unreadable rows than this stop the run
 
