@@ -190,13 +190,16 @@ def test_a_value_needs_a_key(override: str) -> None:
         load_config(EditConfig, "edit", ["image=a", "instruction=b", "checkpoint=c", override])
 
 
-@pytest.mark.parametrize("script", ["exit 3", "printf '\\377\\376'"])
-def test_a_git_that_fails_or_says_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+@pytest.mark.parametrize(("script", "commit"), [("exit 3", "unknown"), ("printf '\\377\\376'", "\ufffd\ufffd")])
+def test_a_git_that_fails_or_says_nonsense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, commit: str
+) -> None:
     git = tmp_path / "git"
     git.write_text(f"#!/bin/sh\n{script}\n")
     git.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    json.dumps(provenance())
+    found = provenance()
+    assert found["commit"] == commit and json.loads(json.dumps(found)) == found
 
 
 def test_an_export_onto_itself_or_of_damaged_starts_is_refused_and_harms_nothing(run: Path, tmp_path: Path) -> None:

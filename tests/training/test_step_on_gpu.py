@@ -93,6 +93,7 @@ def test_a_micro_batch_does_not_wait_for_the_gpu(gpu: torch.device) -> None:
     cfg, values = config(), batch(gpu)
     whole = objective(cfg, gpu)
     optimizers = make_optimizers(whole.gpt, cfg.optim)
+    before = whole.gpt.output.weight.detach().clone()
     for first in (True, False):  # the first one brings the rotary table to the GPU
         with nullcontext() if first else no_waiting(gpu):
             whole.gpt.zero_grad(set_to_none=True)
@@ -103,6 +104,8 @@ def test_a_micro_batch_does_not_wait_for_the_gpu(gpu: torch.device) -> None:
             clip_gradients(whole.gpt, cfg.optim.clip)
             for optimizer in optimizers:
                 optimizer.step()
+    after = whole.gpt.output.weight.detach()
+    assert after.isfinite().all() and not torch.equal(after, before)
 
 
 def test_texts_do_not_wait_for_the_gpu(gpu: torch.device) -> None:
