@@ -19,7 +19,6 @@ def edit(cfg: EditConfig) -> list[Path]:
     import numpy as np  # these here, because the help text needs none of them, and torch takes over a second
     from tqdm import tqdm
 
-    from editar.evaluation.translation.conditions import condition_of, sentence
     from editar.images import load_image, picture_format, resize_and_crop, save_image, side_by_side
     from editar.sampling.pipeline import EditPipeline
     from editar.sampling.stats import copy_bandwidth
@@ -41,10 +40,14 @@ def edit(cfg: EditConfig) -> list[Path]:
     pipeline = EditPipeline.from_pretrained(
         cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name
     )
-    instruction = cfg.instruction and sentence(cfg.task, pipeline.cfg).replace("{}", cfg.instruction)
-    if picture is not None and cfg.from_photo:
-        picture = condition_of(cfg.task, picture, pipeline.cfg, cfg.networks, pipeline.device)
-        save_image(picture, made)
+    instruction = cfg.instruction
+    if cfg.task != "edit":
+        from editar.evaluation.translation.conditions import condition_of, sentence  # the scoring networks' code
+
+        instruction = instruction and sentence(cfg.task, pipeline.cfg).replace("{}", instruction)
+        if picture is not None and cfg.from_photo:
+            picture = condition_of(cfg.task, picture, pipeline.cfg, cfg.networks, pipeline.device)
+            save_image(picture, made)
     tokens = pipeline.gpt.cfg.image_tokens
     with tqdm(total=cfg.num_samples * tokens, desc="editing", unit="token") as bar:
         edits = pipeline(
