@@ -16,6 +16,7 @@ from editar.config.training import LossConfig, OptimConfig, SamplingConfig, Wand
 from editar.errors import ConfigError
 
 MISSING: Any = "???"  # omegaconf.MISSING, without importing it
+FITS = ("restore", "square")
 
 
 def may_change(default: Any, **limits: Any) -> Any:
@@ -146,25 +147,36 @@ class TokenizerTrainConfig:
 
 @dataclass
 class EditConfig:
-    """`python -m editar.edit`: edit one picture file, or draw one.
+    """`python -m editar.edit`: edit a picture file or many of them, or draw one.
 
-    image        null: from the text alone (text-to-image), and with instruction=null from nothing
+    image        a file; a folder, of which every picture gets the instruction; null: from the text alone
+                 (text-to-image), and with instruction=null from nothing
     instruction  null: from the image alone
+    edits        instead of both: a file of lines {"image": FILE, "instruction": TEXT, "mask": FILE or left out},
+                 with paths relative to the file
+    output       a picture's name; with many edits a folder, which a second start goes on with
     task         `edit`, or what the image is: the instruction then is a caption, to which the sentence that the
                  checkpoint was trained with is added
     from_photo   image is a photograph, from which the task's condition is made first (also written, beside the result)
+    fit          restore: the square that the model edits goes back into the picture, at its full size;
+                 square: that square alone. Tasks other than edit give squares
+    region       x,y,side of that square in the picture's pixels; null: about the mask, or else in the middle
     """
 
-    image: str | None = MISSING
-    instruction: str | None = MISSING
+    image: str | None = ""
+    instruction: str | None = ""
+    edits: str | None = None
     checkpoint: str = MISSING
     task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
     from_photo: bool = False
     output: str = "outputs/edit.png"
     num_samples: int = setting(1, least=1)
+    fit: str = setting("restore", choices=FITS)
+    region: str | None = None
     mask: str | None = None  # a picture of the image's size, white where the edit may change something
     mask_dilate: int = setting(1, least=0)  # codes by which the mask grows
     overwrite: bool = False
+    verbose: bool = False  # tell passes, codes a second and the share of the memory's bandwidth
     device: str = "auto"
     # Of the GPT; auto: bfloat16 on a GPU, as officially, float32 on a CPU.
     dtype: str = setting("auto", choices=("auto", *DTYPES))
@@ -176,6 +188,15 @@ class EditConfig:
 
     def resolve(self) -> None:
         override(SamplingConfig(), self.sampling, "sampling")
+        self.square()
+        if self.edits is not None and (self.image or self.instruction or self.mask):
+            raise ConfigError("edits names pictures, instructions and masks in its lines; leave out image=... etc.")
+        if self.edits is None and self.image == "":
+            raise ConfigError("image is missing; give image=FILE, a folder, image=null, or edits=FILE.jsonl")
+        if self.edits is None and (self.instruction is not None and not self.instruction.strip()):
+            raise ConfigError("instruction is empty; say what to change, or give instruction=null for none")
+        if self.edits is not None and self.task != "edit":
+            raise ConfigError(f"task={self.task} takes one image=..., not edits={self.edits}")
         if self.image is None and (self.task != "edit" or self.mask):
             raise ConfigError(f"image is null, and {'mask' if self.mask else f'task={self.task}'} needs one")
         if self.mask and self.task != "edit":
@@ -185,6 +206,16 @@ class EditConfig:
         if self.from_photo and self.task == "edit":
             tasks = ", ".join(CONDITION_SOURCES)
             raise ConfigError(f"from_photo=true makes a condition, and task=edit has none; give task as one of {tasks}")
+
+    def square(self) -> list[int] | None:
+        """`region` as numbers. Raises ConfigError."""
+        if self.region is None:
+            return None
+        try:
+            x, y, side = (int(part) for part in self.region.strip("[]()").split(","))
+        except ValueError:
+            raise ConfigError(f"region={self.region} is not x,y,side in whole pixels") from None
+        return [x, y, side]
 
 
 @dataclass

@@ -13,7 +13,8 @@ import torch
 from editar.config import EvalConfig
 from editar.generation.diffusers_baselines import DiffusersEditor
 from editar.runtime.files import checksum
-from editar.sampling.pipeline import EditPipeline
+from editar.runtime.hub import local_folder
+from editar.sampling.pipeline import FILES, EditPipeline
 
 # A finished picture (S, S, 3) uint8, or one before it is brought to 8 bits, (3, S, S) float32 in [-1, 1] on the CPU.
 Output = np.ndarray | torch.Tensor
@@ -50,17 +51,12 @@ class ModelEditor:
 
     reads = "instruction"
 
-    def __init__(self, pipeline: EditPipeline, checkpoint: Path) -> None:
+    def __init__(self, pipeline: EditPipeline, checkpoint: str | Path) -> None:
         self.pipeline, self.checkpoint = pipeline, checkpoint
         self.size, self.batch = pipeline.cfg.image_size, pipeline.batch_size
 
     def describe(self) -> dict[str, object]:
-        return {
-            "weights_sha256": checksum(self.checkpoint / "model.safetensors"),
-            "tokenizer_sha256": checksum(self.checkpoint / "tokenizer.safetensors"),
-            "dtype": str(self.pipeline.gpt.output.weight.dtype).removeprefix("torch."),
-            "sampling": {k: v for k, v in asdict(self.pipeline.cfg.sampling).items() if k not in WITHOUT_EFFECT},
-        }
+        return describe_model(self.pipeline, self.checkpoint)
 
     def cost(self) -> dict[str, float]:
         stats = self.pipeline.stats
@@ -71,10 +67,21 @@ class ModelEditor:
         return self.pipeline.edit_arrays(sources, texts, ids, finish=lambda made: made.float().clamp(-1, 1).cpu())
 
 
+def describe_model(pipeline: EditPipeline, checkpoint: str | Path) -> dict[str, object]:
+    """What the pictures of a pipeline, loaded from `checkpoint`, depend on."""
+    folder = local_folder(checkpoint, FILES)
+    return {
+        "weights_sha256": checksum(folder / "model.safetensors"),
+        "tokenizer_sha256": checksum(folder / "tokenizer.safetensors"),
+        "dtype": str(pipeline.gpt.output.weight.dtype).removeprefix("torch."),
+        "sampling": {k: v for k, v in asdict(pipeline.cfg.sampling).items() if k not in WITHOUT_EFFECT},
+    }
+
+
 def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
     """The baseline's or the checkpoint's editor. Raises CheckpointError or ConfigError."""
     if cfg.baseline.given:
         return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
-    folder = Path(str(cfg.checkpoint))
-    pipeline = EditPipeline.from_pretrained(folder, device, cfg.sampling, dtype=cfg.dtype, text_name=cfg.text.name)
-    return ModelEditor(pipeline, folder)
+    checkpoint = str(cfg.checkpoint)
+    pipeline = EditPipeline.from_pretrained(checkpoint, device, cfg.sampling, dtype=cfg.dtype, text_name=cfg.text.name)
+    return ModelEditor(pipeline, checkpoint)

@@ -2,13 +2,14 @@
 
 pipeline = EditPipeline.from_pretrained("reference/nano")
 images = pipeline(image, "make the red circle blue", cfg_scale=1.5, seed=0, num_samples=4)
+images = pipeline([one, other], ["make the red circle blue", "remove the star"])  # one result each
 images = pipeline(image, "make the red circle blue", mask="mask.png")  # the rest keeps the source's codes
 images = pipeline(None, "a red circle")  # from text alone; pipeline(image) and pipeline() drop the text
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,35 +17,52 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 
-from editar.config import SamplingConfig, TrainConfig, from_yaml, override
+from editar.config import FITS, SamplingConfig, TrainConfig, check_choice, from_yaml, override, to_yaml
 from editar.errors import CheckpointError, ConfigError
-from editar.images import batch_to_tensor, load_image, resize_and_crop, to_rgb, to_uint8
+from editar.images import batch_to_tensor, to_tensor, to_uint8
 from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device, pick_dtype
+from editar.runtime.files import save_weights, write_text
+from editar.runtime.hub import local_folder
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
-from editar.sampling.masks import known_codes_outside, load_mask
+from editar.sampling.fit import Fitted, Picture, fit_picture, read_picture
+from editar.sampling.masks import known_codes_outside
 from editar.sampling.stats import GenerationStats
 from editar.weights.load import load_gpt, load_vq
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
+FILES = ("config.yaml", "model.safetensors", "tokenizer.safetensors")
+OUTPUTS: dict[str, Callable[[Image.Image], Any]] = {"pil": lambda image: image, "np": np.asarray, "pt": to_tensor}
 
 
-class EditPipeline:
-    """Tokenizer, text encoder and GPT of one run, ready to edit. `stats` tells what sampling cost so far."""
+class EditPipeline(
+    ModelHubMixin,
+    library_name="editar",
+    pipeline_tag="image-to-image",
+    tags=["image-editing", "autoregressive"],
+    model_card_template=Path(__file__).with_name("model_card.md.j2").read_text(),
+):
+    """Tokenizer, text encoder and GPT of one run, ready to edit. `stats` tells what sampling cost so far.
+
+    `save_pretrained(folder)` and `push_to_hub("owner/name")` are huggingface_hub's; `model_card_kwargs={"results":
+    TEXT}` goes into the model card.
+    """
 
     def __init__(self, cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, text: TextEncoder, **engine: Any) -> None:
+        self._hub_mixin_config = None  # no config.json: config.yaml holds everything
         self.cfg, self.gpt, self.tokenizer, self.text = cfg, gpt, tokenizer, text
         self.engine = Engine(gpt, **engine)
         self.stats = GenerationStats()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         path: str | Path,
         device: str | torch.device = "auto",
@@ -53,16 +71,17 @@ class EditPipeline:
         int8: bool = False,
         dtype: str = "auto",
         text_name: str | None = None,
+        revision: str | None = None,
     ) -> EditPipeline:
-        """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors.
+        """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors; or such a repository of the hub.
 
         `sampling` overrides the run's own sampling settings; `compile` (None: on a
         GPU) and `int8` are the engine's. `dtype` is the GPT's: `float32`, `bfloat16`, or `auto`, bfloat16 on
         a GPU as officially; the tokenizer stays float32. `text_name` is where the text encoder lies here
-        (hub id or folder), if not where config.yaml says.
+        (hub id or folder), if not where config.yaml says. `revision` is the hub's.
         """
-        folder = Path(path)
-        for name in ("config.yaml", "model.safetensors", "tokenizer.safetensors"):
+        folder = local_folder(path, FILES, revision)
+        for name in FILES:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: {name} not found; give the folder that editar.train wrote")
         cfg = from_yaml(TrainConfig, folder / "config.yaml")
@@ -76,6 +95,23 @@ class EditPipeline:
             module.to(place).eval().requires_grad_(False)
         gpt.to(pick_dtype("bfloat16" if dtype == "auto" else dtype, place))
         return cls(cfg, gpt, tokenizer, TextEncoder(cfg.text, place), compile=compile, int8=int8)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_text(save_directory / FILES[0], to_yaml(self.cfg))
+        for name, module in zip(FILES[1:], (self.gpt, self.tokenizer), strict=True):
+            save_weights(module.state_dict(), save_directory / name)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        size = sum(parameter.numel() for parameter in self.gpt.parameters())
+        return super().generate_model_card(*args, cfg=self.cfg, parameters=size, **kwargs)
+
+    def to(self, device: str | torch.device) -> EditPipeline:
+        """Move all parts to a device; the types of their numbers stay."""
+        self.engine.release()
+        for module in (self.gpt, self.tokenizer, self.text.model):
+            module.to(device)
+        self.text.device = self.device
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -94,36 +130,70 @@ class EditPipeline:
 
     def __call__(
         self,
-        image: Image.Image | str | Path | None = None,
-        instruction: str | None = None,
+        image: Picture | Sequence[Picture | None] | None = None,
+        instruction: str | Sequence[str | None] | None = None,
         cfg_scale: float | None = None,
         seed: int | None = None,
         num_samples: int = 1,
-        mask: Image.Image | np.ndarray | str | Path | None = None,
+        mask: Picture | Sequence[Picture | None] | None = None,
         mask_dilate: int = 1,
+        fit: str = "restore",
+        region: Sequence[int] | None = None,
+        output_type: str = "pil",
+        generator: torch.Generator | None = None,
         progress: Progress | None = None,
         **sampling: Any,
-    ) -> list[Image.Image]:
-        """Edit one picture (PIL or a file) -> `num_samples` square RGB pictures of the model's size.
+    ) -> list[Any]:
+        """Edit a picture (file, PIL or array) or several -> `num_samples` RGB pictures of each, picture by picture.
+
+        Of image and instruction either may be a list, the other one then serves all of it. A picture in a list gets
+        the random numbers, and so the result, that it gets alone.
 
         None drops a condition, as in training: without image the text alone decides (text-to-image), without
         instruction the image alone, without both nothing (unconditional). Guidance acts on the text only. `mask`,
         of the picture's own size, is white where the edit may change something, grown by `mask_dilate` codes;
-        elsewhere the source's codes stay. `progress` is called with every number of codes written, in all
-        num_samples * N.
+        elsewhere the source's codes stay.
+
+        The model edits a square of its own size. `fit="restore"` puts that back into the picture, whose other pixels
+        stay as they are; `fit="square"` returns the square: give it where the picture is a condition and the result
+        another picture. `region` (x, y, side) chooses the square (`fit_picture` has the rule without it).
+
+        `output_type`: `pil`, `np` (H, W, 3) uint8 or `pt` (3, H, W) float32 in [-1, 1]. `generator` draws the seed.
+        `progress` is called after every pass with the number of codes it accepted, in all N for each result; an
+        error that it raises ends the call.
         """
+        check_choice("fit", fit, FITS)
+        check_choice("output_type", output_type, tuple(OUTPUTS))
+        if num_samples < 1:
+            raise ConfigError(f"num_samples={num_samples} must be at least 1")
+        if generator is not None:
+            seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
         changes = sampling | {k: v for k, v in (("cfg_scale", cfg_scale), ("seed", seed)) if v is not None}
         settings = override(self.cfg.sampling, changes, "sampling")
-        source, masks = None, None
-        if image is not None:
-            picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-            source = np.asarray(resize_and_crop(picture, self.cfg.image_size))
-            masks = None if mask is None else [load_mask(mask, picture.size, self.cfg.image_size)]
-        elif mask is not None:
+        images, instructions, masks = same_length(image=image, instruction=instruction, mask=mask)
+        if any(one is None and other is not None for one, other in zip(images, masks, strict=True)):
             raise ConfigError("a mask needs an image, whose codes stay outside of it")
-        ids = [f"sample-{draw}" for draw in range(num_samples)]
-        outputs = self.edit_arrays([source], [instruction], ids, settings, masks, mask_dilate, num_samples, progress)
-        return [Image.fromarray(output) for output in outputs]
+        size = self.cfg.image_size
+        fitted = [
+            None if one is None else fit_picture(read_picture(one), size, fit, region, other)
+            for one, other in zip(images, masks, strict=True)
+        ]
+        made = self._batches(
+            [None if one is None else one.source for one in fitted],
+            instructions,
+            [f"sample-{draw}" for _ in fitted for draw in range(num_samples)],
+            settings,
+            None if mask is None else [mask_of(one, size) for one in fitted],
+            mask_dilate,
+            num_samples,
+            progress,
+        )
+        edits = [(edit, code) for batch, changed in made for edit, code in zip(to_uint8(batch), changed, strict=True)]
+        results = [
+            Image.fromarray(edit) if (one := fitted[i // num_samples]) is None else one.result(edit, changed)
+            for i, (edit, changed) in enumerate(edits)
+        ]
+        return [OUTPUTS[output_type](result) for result in results]
 
     def edit_arrays(
         self,
@@ -144,6 +214,22 @@ class EditPipeline:
         by one: (S, S, 3) uint8 by default.
         """
         settings = sampling or self.cfg.sampling
+        made = self._batches(sources, instructions, ids, settings, masks, mask_dilate, samples, progress)
+        return [result for batch, _ in made for result in finish(batch)]
+
+    def _batches(
+        self,
+        sources: Sequence[np.ndarray | None],
+        instructions: Sequence[str | None],
+        ids: list[str],
+        settings: SamplingConfig,
+        masks: list[np.ndarray] | None,
+        mask_dilate: int,
+        samples: int,
+        progress: Progress | None,
+    ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """`edit_arrays` batch by batch: pictures (B, 3, S, S), not clamped, and (B, g, g) bool, True where a code
+        differs from the source's."""
         size = self.cfg.image_size
         if wrong := [source.shape for source in sources if source is not None and source.shape != (size, size, 3)]:
             raise ConfigError(f"pictures must be {size}x{size}x3, found {wrong[0]}")
@@ -154,26 +240,23 @@ class EditPipeline:
                 raise ConfigError(f"the instruction of {id} is empty; say what to change, or give None for no text")
         blank = np.zeros((size, size, 3), np.uint8)
 
-        def edit(pictures: slice, draws: slice) -> list[Any]:
+        def edit(pictures: slice, draws: slice) -> tuple[torch.Tensor, np.ndarray]:
             dropped = torch.tensor([source is None for source in sources[pictures]], device=self.device)
-            codes = self.encode(np.stack([blank if source is None else source for source in sources[pictures]]))
-            known_codes = None if masks is None else known_codes_outside(codes, masks[pictures], mask_dilate)
+            given = self.encode(np.stack([blank if source is None else source for source in sources[pictures]]))
+            known_codes = None if masks is None else known_codes_outside(given, masks[pictures], mask_dilate)
             count = draws.stop - draws.start
             chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
             texts = instructions[pictures]
-            codes = self.edit_codes(codes, texts, chosen, settings, known_codes, count, progress, dropped)
-            return list(finish(self.decode(codes)))
+            codes = self.edit_codes(given, texts, chosen, settings, known_codes, count, progress, dropped)
+            changed = codes != given.repeat_interleave(count, dim=0)
+            return self.decode(codes), changed.unflatten(1, (self.cfg.gpt.grid, -1)).cpu().numpy()
 
         most = self._batch_size(settings)
-        outputs: list[Any] = []
         if samples == 1:
-            for batch in in_batches(len(sources), most, lambda part: edit(part, slice(0, 1)), self._recover):
-                outputs += batch
-            return outputs
+            yield from in_batches(len(sources), most, lambda part: edit(part, slice(0, 1)), self._recover)
+            return
         for i in range(len(sources)):
-            for batch in in_batches(samples, most, partial(edit, slice(i, i + 1)), self._recover):
-                outputs += batch
-        return outputs
+            yield from in_batches(samples, most, partial(edit, slice(i, i + 1)), self._recover)
 
     def _recover(self) -> None:
         """After running out of memory: give back what a smaller batch does not need."""
@@ -222,3 +305,20 @@ class EditPipeline:
     def reconstruct(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Pictures through the tokenizer alone: the ceiling of what the model can draw."""
         return [to_uint8(self.decode(self.encode(image[None])))[0] for image in images]
+
+
+def same_length(**given: Any) -> list[list[Any]]:
+    """Each value as a list; one that is not, or is None, is repeated as often as the lists have entries.
+
+    Raises ConfigError for lists of different lengths and empty ones.
+    """
+    lengths = {name: len(value) for name, value in given.items() if isinstance(value, (list, tuple))}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ConfigError(f"lists must be of one length, not empty; found {lengths}")
+    count = next(iter(lengths.values()), 1)
+    return [list(value) if name in lengths else [value] * count for name, value in given.items()]
+
+
+def mask_of(fitted: Fitted | None, size: int) -> np.ndarray:
+    """(size, size) bool; True everywhere for a picture without mask."""
+    return np.ones((size, size), bool) if fitted is None or fitted.mask is None else fitted.mask

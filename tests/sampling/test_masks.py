@@ -16,7 +16,7 @@ from editar.errors import ConfigError
 from editar.images import batch_to_tensor
 from editar.runtime.entry import load_config
 from editar.sampling.batching import automatic_batch, in_batches, out_of_memory, result_bytes
-from editar.sampling.masks import known_codes_outside, load_mask
+from editar.sampling.masks import crop_mask, known_codes_outside, load_mask
 from editar.sampling.pipeline import EditPipeline
 
 
@@ -61,7 +61,7 @@ def test_a_mask_is_cropped_as_its_picture() -> None:
     mask = np.zeros((50, 100), bool)
     mask[:, 25:50] = True  # after the crop to the middle 50 columns: the left half
     for given in (mask, Image.fromarray(mask), mask.astype(np.uint8) * 255):
-        small = load_mask(given, (100, 50), 64)
+        small = crop_mask(load_mask(given, (100, 50), 64), 64, (25, 0, 75, 50))
         assert small.shape == (64, 64)
         assert small[:, :32].all() and not small[:, 33:].any()
 
@@ -99,10 +99,14 @@ def test_edit_with_a_mask_reports_its_cost(tiny_run: Path, tmp_path: Path, capsy
     Image.fromarray(rectangle(90, 60)).save(tmp_path / "mask.png")
     overrides = [f"image={tmp_path / 'photo.png'}", f"mask={tmp_path / 'mask.png'}", "instruction=remove the star"]
     files = edit(
-        load_config(EditConfig, "edit", [*overrides, f"checkpoint={tiny_run}", f"output={tmp_path / 'o.png'}"])
+        load_config(
+            EditConfig, "edit", [*overrides, f"checkpoint={tiny_run}", f"output={tmp_path / 'o.png'}", "verbose=true"]
+        )
     )
+    assert Image.open(files[0]).size == (90, 60)
     assert files[0].is_file()
     told = capsys.readouterr().err
+    assert "of which a square was edited at 64x64" in told
     assert "64/64" in told  # the progress bar ends on all tokens
     assert "passes an image" in told and "of the copy bandwidth" in told
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from editar.images import to_uint8
 from editar.runtime.entry import load_config
 from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.pipeline import EditPipeline
-from tests.helpers.tiny import run_module
+from tests.helpers.tiny import ROOT, run_module
 from tests.helpers.tiny_networks import write_depth_network, write_hub_segmenter
 
 
@@ -34,7 +37,7 @@ def picture() -> Image.Image:
 
 def test_python_interface(pipeline: EditPipeline) -> None:
     edits = pipeline(picture(), "make the red circle blue", cfg_scale=2.0, seed=0, num_samples=3)
-    assert [image.size for image in edits] == [(64, 64)] * 3
+    assert [image.size for image in edits] == [(90, 50)] * 3
     assert len({image.tobytes() for image in edits}) == 3
     again = pipeline(picture(), "make the red circle blue", cfg_scale=2.0, seed=0, num_samples=3)
     assert [a.tobytes() for a in edits] == [b.tobytes() for b in again]
@@ -53,6 +56,80 @@ def test_sampling_mistakes_are_named(pipeline: EditPipeline) -> None:
         pipeline(picture(), "   ")
     with pytest.raises(ConfigError, match="a mask needs an image"):
         pipeline(None, "a star", mask=np.ones((64, 64), bool))
+    with pytest.raises(ConfigError, match="num_samples=0 must be at least 1"):
+        pipeline(picture(), "remove the star", num_samples=0)
+    with pytest.raises(ConfigError, match="fit=crop is not one of restore, square"):
+        pipeline(picture(), "remove the star", fit="crop")
+    with pytest.raises(ConfigError, match=r"lists must be of one length, not empty; found .*'image': 2.*: 1"):
+        pipeline([picture()] * 2, ["remove the star"])
+
+
+def test_lists_are_the_single_calls(pipeline: EditPipeline) -> None:
+    other = Image.fromarray(np.random.default_rng(1).integers(0, 255, (70, 70, 3), np.uint8))
+    mask = np.zeros((70, 70), bool)
+    mask[:30, :30] = True
+    texts = ["remove the star", "add a red circle"]
+    together = pipeline([picture(), np.asarray(other)], texts, mask=[None, mask], num_samples=2, output_type="np")
+    alone = [
+        *pipeline(picture(), texts[0], num_samples=2, output_type="np"),
+        *pipeline(other, texts[1], mask=mask, num_samples=2, output_type="np"),
+    ]
+    assert [a.shape for a in together] == [(50, 90, 3)] * 2 + [(70, 70, 3)] * 2
+    for one, two in zip(together, alone, strict=True):
+        assert np.abs(one.astype(int) - two).max() <= 1
+    (tensor, _) = pipeline([picture()] * 2, texts[0], output_type="pt")  # one instruction for both
+    assert tensor.shape == (3, 50, 90) and tensor.min() >= -1 and tensor.max() > 0.9
+
+
+def test_generators_seed_and_progress_counts(pipeline: EditPipeline) -> None:
+    told: list[int] = []
+    first = pipeline(picture(), "x y", generator=torch.Generator().manual_seed(3), num_samples=2, progress=told.append)
+    again = pipeline(picture(), "x y", generator=torch.Generator().manual_seed(3), num_samples=2)
+    other = pipeline(picture(), "x y", generator=torch.Generator().manual_seed(4), num_samples=2)
+    assert sum(told) == 2 * 64 and len(told) > 1
+    assert [a.tobytes() for a in first] == [a.tobytes() for a in again] != [a.tobytes() for a in other]
+
+    def stop(count: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipeline(picture(), "x y", progress=stop)
+    assert pipeline(picture(), "x y", seed=1)[0].tobytes() == pipeline(picture(), "x y", seed=1)[0].tobytes()
+
+
+def test_saved_pipelines_are_the_same(pipeline: EditPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "saved", model_card_kwargs={"results": "| success |", "repo_id": "me/nano"})
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
+        "README.md", "config.yaml", "model.safetensors", "tokenizer.safetensors",
+    ]  # fmt: skip
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "library_name: editar" in card and "| success |" in card and 'from_pretrained("me/nano")' in card
+    loaded = EditPipeline.from_pretrained(tmp_path / "saved").to("cpu")
+    assert loaded(picture(), "a b", seed=2)[0].tobytes() == pipeline(picture(), "a b", seed=2)[0].tobytes()
+
+
+def test_a_hub_name_is_downloaded(tiny_run: Path, tmp_path: Path) -> None:
+    """From the hub's cache, laid out as huggingface_hub does it; and one line without network."""
+    snapshot = tmp_path / "models--me--nano" / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny_run, snapshot, ignore=shutil.ignore_patterns("checkpoints"))
+    (tmp_path / "models--me--nano" / "refs").mkdir()
+    (tmp_path / "models--me--nano" / "refs" / "main").write_text("a" * 40)
+    code = (
+        "import sys; from editar import EditPipeline\n"
+        "try: print(EditPipeline.from_pretrained(sys.argv[1]).cfg.image_size)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    for name, expected in (
+        ("me/nano", "64\n"),
+        ("me/other", "CheckpointError me/other: no folder here, and the hub did"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.startswith(expected) and len(done.stdout.splitlines()) == 1, done.stderr
+    with pytest.raises(CheckpointError, match="nowhere: no such folder; give the folder"):
+        EditPipeline.from_pretrained("nowhere")
 
 
 def test_dropped_conditions_are_those_of_training(pipeline: EditPipeline) -> None:
@@ -107,7 +184,7 @@ def test_a_bfloat16_gpt_edits_too(tiny_run: Path) -> None:
     """What a GPU does by default; text embeddings and GPT may come in different precisions."""
     half = EditPipeline.from_pretrained(tiny_run)
     half.gpt.to(torch.bfloat16)
-    (result,) = half(picture(), "remove the red star")
+    (result,) = half(picture(), "remove the red star", fit="square")
     assert result.size == (64, 64)
     assert EditPipeline.from_pretrained(tiny_run, dtype="auto").gpt.output.weight.dtype == torch.float32  # a CPU
     with pytest.raises(ConfigError, match="dtype=half is not one of float32, bfloat16, float16"):
@@ -152,8 +229,14 @@ def edit_config(tiny_run: Path, folder: Path, *more: str) -> EditConfig:
 def test_edit_writes_picture_and_comparison(tiny_run: Path, tmp_path: Path) -> None:
     files = edit(edit_config(tiny_run, tmp_path, "num_samples=2", "+sampling.cfg_scale=1.5", "+sampling.window=auto"))
     assert [file.name for file in files] == ["out_0.png", "out_1.png", "out_side_by_side.png"]
-    assert Image.open(files[0]).size == (64, 64)
-    assert Image.open(files[2]).size == (3 * 64 + 2 * 4, 64)
+    assert Image.open(files[0]).size == (90, 50)
+    assert Image.open(files[2]).size == (3 * 90 + 2 * 4, 50)
+    squares = edit(edit_config(tiny_run, tmp_path, "fit=square", "region=10,0,40", "overwrite=true"))
+    assert Image.open(squares[0]).size == (64, 64) and Image.open(squares[1]).size == (2 * 64 + 4, 64)
+    with pytest.raises(ConfigError, match=r"photo\.png is read, and never replaced"):
+        edit(edit_config(tiny_run, tmp_path, f"output={tmp_path / 'photo.png'}", "overwrite=true"))
+    with pytest.raises(ConfigError, match="region=1,2 is not x,y,side"):
+        edit_config(tiny_run, tmp_path, "region=1,2")
     with pytest.raises(ConfigError, match=r"exists; give another output=\.\.\. or overwrite=true"):
         edit(edit_config(tiny_run, tmp_path, "num_samples=2"))
     edit(edit_config(tiny_run, tmp_path, "num_samples=2", "overwrite=true"))
