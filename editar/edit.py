@@ -66,8 +66,8 @@ def edit_one(cfg: EditConfig) -> list[Path]:
     for name, image in zip(names, edits, strict=True):
         save_image(image, name)
     if comparison is not None:
-        save_image(compare(picture, edits, cfg.square()), comparison)
-    say(describe(picture, edits[0], pipeline.cfg.image_size))
+        save_image(comparison_row(picture, edits, cfg.square()), comparison)
+    say(told_size(picture, edits[0], pipeline.cfg.image_size))
     files = [*names, *(file for file in (made, comparison) if file is not None)]
     print("\n".join(map(str, files)))
     return files
@@ -103,7 +103,7 @@ def load(cfg: EditConfig) -> EditPipeline:
     )
 
 
-def compare(picture: Image.Image | None, edits: list[Image.Image], region: list[int] | None) -> Image.Image:
+def comparison_row(picture: Image.Image | None, edits: list[Image.Image], region: list[int] | None) -> Image.Image:
     """Source and edits in one row, of at most LARGEST_COMPARED pixels each; beside squares the source's square."""
     import numpy as np
     from PIL import Image
@@ -122,7 +122,7 @@ def compare(picture: Image.Image | None, edits: list[Image.Image], region: list[
     return Image.fromarray(side_by_side([np.asarray(image) for image in row]))
 
 
-def describe(picture: Image.Image | None, edited: Image.Image, size: int) -> str:
+def told_size(picture: Image.Image | None, edited: Image.Image, size: int) -> str:
     """What the result is, in a line."""
     width, height = edited.size
     text = f"result: {width}x{height} pixels"
