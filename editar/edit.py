@@ -41,9 +41,9 @@ def edit_one(cfg: EditConfig) -> list[Path]:
     pipeline = load(cfg)
     instruction = cfg.instruction
     if cfg.task != "edit":
-        from editar.evaluation.translation.conditions import condition_of, sentence  # the scoring networks' code
+        from editar.evaluation.translation.conditions import condition_of, prompted  # the scoring networks' code
 
-        instruction = instruction and sentence(cfg.task, pipeline.cfg).replace("{}", instruction)
+        instruction = prompted(cfg.task, instruction, pipeline.cfg)
         if picture is not None and made is not None:
             picture = condition_of(cfg.task, picture, pipeline.cfg, cfg.networks, pipeline.device)
             save_image(picture, made)

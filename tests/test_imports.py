@@ -30,7 +30,7 @@ ORDER = (
     "report",
     "parity",
 )
-ENTRIES = {"train", "train_tokenizer", "eval", "edit"}
+ENTRIES = {"train", "train_tokenizer", "eval", "edit", "app"}
 FILES = sorted((ROOT / "editar").rglob("*.py"))
 
 

@@ -219,6 +219,35 @@ class EditConfig:
 
 
 @dataclass
+class AppConfig:
+    """`python -m editar.app`: a page to edit in a browser.
+
+    host           127.0.0.1: this machine alone; 0.0.0.0: everybody who can reach it, who may then use its processor
+    output_dir     uploads and results of a day lie here, and nothing is written elsewhere
+    largest_mb     of an upload
+    most_waiting   people in the queue; one edit runs at a time
+    """
+
+    checkpoint: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = setting(7860, least=0, most=65535)  # 0: any free one
+    output_dir: str = "outputs/app"
+    largest_mb: int = setting(20, least=1)
+    most_waiting: int = setting(16, least=1)
+    most_samples: int = setting(8, least=1)  # of one edit
+    device: str = "auto"
+    dtype: str = setting("auto", choices=("auto", *DTYPES))  # of the GPT, as in editar.edit
+    compile: bool | None = None
+    int8: bool = False
+    sampling: dict[str, Any] = field(default_factory=dict)
+    text: TextPlace = field(default_factory=TextPlace)
+    networks: ConditionNetworks = field(default_factory=ConditionNetworks)  # depth and labels of photographs
+
+    def resolve(self) -> None:
+        override(SamplingConfig(), self.sampling, "sampling")
+
+
+@dataclass
 class EvalConfig:
     """`python -m editar.eval`: edit a benchmark with a checkpoint or a baseline and score it, or score
     anybody's pictures.

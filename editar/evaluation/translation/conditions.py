@@ -35,6 +35,11 @@ def sentence(task: str, cfg: TrainConfig) -> str:
     return [*own, *nano, official_prompt(CONDITION_SOURCES[task])][0]
 
 
+def prompted(task: str, caption: str | None, cfg: TrainConfig) -> str | None:
+    """The instruction that asks for a picture of `caption` under the task's condition; None stays None."""
+    return caption and sentence(task, cfg).replace("{}", caption)
+
+
 def condition_of(
     task: str, photo: Image.Image, cfg: TrainConfig, networks: ConditionNetworks, device: torch.device
 ) -> Image.Image:
