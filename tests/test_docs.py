@@ -14,8 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -180,6 +182,8 @@ TINY = ["num_workers=0", "log_every=1", *TINY_TOKENIZER]
 # Commands of the pages that are run here, in this order, with what makes them small.
 RUN: dict[str, list[str]] = {
     "python -m editar.edit image=photo.jpg": [],
+    "python -m editar.edit image=PHOTOS": [],
+    "python -m editar.edit edits=edits.jsonl": [],
     "python -m editar.eval checkpoint=reference/nano output_dir=outputs/eval samples=480": ["samples=2"],
     "python -m editar.train --help": [],
     "python -m editar.train_tokenizer tokenizer=nano_local": ["steps=2", "batch_size=2", "kmeans_at=1", *TINY],
@@ -203,6 +207,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     Image.new("RGB", (80, 64), "orange").save(folder / "photo.jpg")
     Image.new("L", (80, 64), "white").save(folder / "mask.png")
+    (folder / "PHOTOS").mkdir()
+    (folder / "PHOTOS/photo.jpg").symlink_to(folder / "photo.jpg")
+    line = next(block.text for block in page("docs/editing.md").blocks if block.language == "json")
+    (folder / "edits.jsonl").write_text(line)
     (folder / "FOLDER").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64), "blue").save(folder / "FOLDER" / f"{name}.png")
@@ -226,12 +234,18 @@ def test_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
         import_module(module).main()
     made = ["out.png", "out_side_by_side.png", "outputs/eval/scores.json", "outputs/eval/grid.png", "report.html"]
-    made += ["outputs/mine/scores.json", "outputs/nano_pie/mapping_file.json", "exported/nano/model.safetensors"]
+    made += [
+        "outputs/edited/photo.png",
+        "outputs/listed/0001_photo.png",
+        "outputs/mine/scores.json",
+        "outputs/nano_pie/mapping_file.json",
+        "exported/nano/model.safetensors",
+    ]
     assert [name for name in made if not Path(name).is_file()] == []
 
 
 # Pages with Python -> how many pictures their last line with `images =` makes.
-PYTHON = {"README.md": 4, "docs/sampling.md": 1}
+PYTHON = {"README.md": 4, "docs/editing.md": 2}
 
 
 def test_pages_with_python_are_known() -> None:
@@ -248,6 +262,15 @@ def test_python_blocks_run(name: str, desk: Path, monkeypatch: pytest.MonkeyPatc
             exec(compile(block.text, name, "exec"), names)
     assert len(names["images"]) == PYTHON[name]
     assert all(isinstance(image, Image.Image) for image in names["images"])
+
+
+def test_the_notebook_runs() -> None:
+    """In a kernel of its own, as a reader runs it; pictures come out."""
+    notebook = nbformat.read(ROOT / "docs/edit_and_score.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 3
+    assert re.search(r"\d+ of 16 edits succeed", str(cells[-1].outputs))
 
 
 # --- recipes ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from editar.config import EditConfig, EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
+from editar.config import AppConfig, EditConfig, EvalConfig, SamplingConfig, TokenizerTrainConfig, TrainConfig, override
 from editar.evaluation.registry import benchmark_class
 from editar.runtime.entry import load_config
 from tests.helpers.tiny import ROOT
@@ -33,6 +33,7 @@ ENTRIES: dict[str, type] = {
     "train_tokenizer": TokenizerTrainConfig,
     "eval": EvalConfig,
     "edit": EditConfig,
+    "app": AppConfig,
 }
 # Scripts that take nothing but settings of a training, and what they add in front.
 SETTINGS = {
@@ -102,7 +103,7 @@ def settings(entry: str, overrides: list[str]) -> None:
     cfg = load_config(ENTRIES[entry], entry, overrides)
     if isinstance(cfg, EvalConfig):
         benchmark_class(cfg.benchmark)
-    if isinstance(cfg, (EvalConfig, EditConfig)):
+    if isinstance(cfg, (EvalConfig, EditConfig, AppConfig)):
         override(SamplingConfig(), cfg.sampling, "sampling")
 
 
