@@ -66,13 +66,14 @@ class TextPlace:
 class RopeConfig:
     """Where each position of [source | text | target] sits in the 2-D rotary table.
 
-    layout  `quadrants`: EditAR. Source top-left, target bottom-right of a doubled grid.
-            `shared`:    source and target on the same grid (a copied token is at distance zero).
+    layout  `quadrants`: EditAR. Source top-left, target bottom-right of a doubled grid; further source images
+            to the right of the first.
+            `shared`:    all images on the same grid (a copied token is at distance zero).
     text    `zero`:      EditAR. A zero row makes q and k vanish, text is averaged, never selected.
             `identity`:  no rotation, text is attended by content.
     query   `input`:     EditAR. A target row carries the place of the code it *reads*.
             `output`:    the place of the code it *predicts*, one step ahead.
-    learned adds a trained (2N+L, D) table of absolute positions (not in official checkpoints).
+    learned adds a trained table of absolute positions (not in official checkpoints).
     """
 
     layout: str = setting("quadrants", choices=("quadrants", "shared"))
@@ -103,6 +104,7 @@ class GPTConfig:
     resid_dropout: float = setting(0.1, least=0, below=1)
     ffn_dropout: float = setting(0.1, least=0, below=1)
     vocab_size: int = setting(0, least=0)  # tokenizer.codebook_size
+    images: int = setting(1, least=1)  # data.images
     grid: int = setting(0, least=0)  # image_size / tokenizer.downsample
     text_tokens: int = setting(0, least=0)  # text.max_tokens
     text_dim: int = setting(0, least=0)  # text.dim
@@ -116,12 +118,17 @@ class GPTConfig:
         return self.grid * self.grid
 
     @property
+    def source_tokens(self) -> int:
+        """Of all source images."""
+        return self.images * self.image_tokens
+
+    @property
     def prefix_tokens(self) -> int:
-        return self.image_tokens + self.text_tokens
+        return self.source_tokens + self.text_tokens
 
     @property
     def sequence_tokens(self) -> int:
-        return 2 * self.image_tokens + self.text_tokens
+        return self.prefix_tokens + self.image_tokens
 
     @property
     def head_dim(self) -> int:

@@ -1,11 +1,12 @@
 """The transformer: LlamaGen's GPT with EditAR's prefix, in LlamaGen's parameter names.
 
-Shape letters: B batch, N image tokens (grid * grid), L text tokens, S = 2N + L positions, D width,
-H heads, V vocabulary, C width of the text embeddings.
+Shape letters: B batch, N image tokens (grid * grid), K source images, L text tokens, S = K N + L + N positions,
+D width, H heads, V vocabulary, C width of the text embeddings.
 
-The sequence is [N source codes | L text embeddings | N target codes], fully causal, without any
-padding mask. Position N + L - 1 (the last text token) predicts target code 0. Text conditions are
-dropped before the caption MLP, the source image after the embedding lookup (EditAR gpt_edit.py).
+The sequence is [K N source codes | L text embeddings | N target codes], fully causal, without any padding
+mask. The last text token predicts target code 0. Text conditions are dropped before the caption MLP, source
+images after the embedding lookup (EditAR gpt_edit.py). EditAR has K = 1; with more, target codes still are
+those of an edited first image.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class GPT(nn.Module):
     ) -> GPTOutput:
         """Teacher forcing -> logits of every target code and the student's features.
 
-        source_codes, target_codes (B, N) int64; text (B, L, C) float; drop_image, drop_text (B,)
-        bool, True where that condition is replaced by its null table.
+        source_codes (B, K N) and target_codes (B, N) int64; text (B, L, C) float; drop_text (B,) and drop_image
+        (B,), or (B, K) for each image, bool, True where that condition is replaced by its null table.
         """
         hidden = self.hidden(source_codes, text, target_codes, drop_image, drop_text)  # (B, N, D)
         logits = self.output(hidden).float()  # (B, N, V)
@@ -105,7 +106,7 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """Teacher forcing up to the final norm, at the positions that predict target codes -> (B, N, D);
         arguments as `forward`."""
-        prefix = self._embed_prefix(source_codes, text, drop_image, drop_text)  # (B, N + L, D)
+        prefix = self._embed_prefix(source_codes, text, drop_image, drop_text)  # (B, K N + L, D)
         target = self.tok_embeddings(target_codes[:, :-1])  # (B, N - 1, D)
         x = self._add_positions(torch.cat([prefix, target.type_as(prefix)], dim=1), 0)  # (B, S - 1, D)
         rope = self.rope(x.device)[: x.shape[1]]  # (S - 1, hd/2, 2)
@@ -125,7 +126,7 @@ class GPT(nn.Module):
         drop_text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Read the prefix once, fill the cache -> logits of target code 0, (B, V) float32."""
-        x = self._embed_prefix(source_codes, text, drop_image, drop_text)  # (B, N + L, D)
+        x = self._embed_prefix(source_codes, text, drop_image, drop_text)  # (B, K N + L, D)
         return self._cached(x, 0, cache)
 
     def decode(self, codes: torch.Tensor, position: int, cache: KVCache) -> torch.Tensor:
@@ -149,11 +150,18 @@ class GPT(nn.Module):
         drop_image: torch.Tensor | None,
         drop_text: torch.Tensor | None,
     ) -> torch.Tensor:
-        image = self.tok_embeddings(source_codes)  # (B, N, D)
-        if drop_image is not None:
-            image = torch.where(drop_image[:, None, None], self.img_uncond_embedding.type_as(image), image)
+        image = self.embed_images(source_codes, drop_image)  # (B, K N, D)
         caption = self.tok_dropout(self.cls_embedding(text, drop_text))  # (B, L, D)
         return torch.cat([image, caption.type_as(image)], dim=1)
+
+    def embed_images(self, source_codes: torch.Tensor, drop_image: torch.Tensor | None) -> torch.Tensor:
+        """Source codes (B, K N) -> (B, K N, D), the null table in place of images that are dropped."""
+        image = self.tok_embeddings(source_codes)
+        if drop_image is None:
+            return image
+        dropped = drop_image if drop_image.dim() == 2 else drop_image[:, None]  # (B, K or 1)
+        null = self.img_uncond_embedding.type_as(image).repeat(self.cfg.images, 1)
+        return torch.where(dropped.repeat_interleave(image.shape[1] // dropped.shape[1], dim=1)[..., None], null, image)
 
     def _add_positions(self, x: torch.Tensor, start: int) -> torch.Tensor:
         return x + self.pos_embeddings(start, x.shape[1]).type_as(x) if self.cfg.rope.learned else x
@@ -205,19 +213,20 @@ class CaptionMLP(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Trained absolute positions (`rope.learned`): one grid for both images, one row per text token,
-    one vector per segment. A target position carries the place it predicts."""
+    """Trained absolute positions (`rope.learned`): one grid for all images, one row per text token, one vector per
+    segment (first image, text, target, further images). A target position carries the place it predicts."""
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
         self.grid = nn.Embedding(cfg.image_tokens, cfg.dim)
         self.text = nn.Embedding(cfg.text_tokens, cfg.dim)
-        self.segment = nn.Embedding(3, cfg.dim)
+        self.segment = nn.Embedding(2 + cfg.images, cfg.dim)
 
     def forward(self, start: int, length: int) -> torch.Tensor:
         grid, text, segment = self.grid.weight, self.text.weight, self.segment.weight
         target = torch.cat([grid[1:], grid[-1:]])
-        table = torch.cat([grid + segment[0], text + segment[1], target + segment[2]])  # (S, D)
+        images = [grid + vector for vector in (segment[0], *segment[3:])]
+        table = torch.cat([*images, text + segment[1], target + segment[2]])  # (S, D)
         return table[start : start + length]
 
 

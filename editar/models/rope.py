@@ -1,9 +1,10 @@
-"""Rotary positions of the sequence [source image | text | target image].
+"""Rotary positions of the sequence [source images | text | target image].
 
 EditAR (gpt_edit.py, `precompute_freqs_cis_2d` on a doubled grid): the source takes the top-left
 block of a 2g x 2g grid, the target the bottom-right, text rows are all zero. A zero row makes the
 rotated q and k exactly zero, so every score with a text query or key is 0: text queries average
-their prefix, image queries give each text key weight exp(0). Other designs: `RopeConfig`.
+their prefix, image queries give each text key weight exp(0). Further source images, which EditAR does not
+have, continue to the right of the first. Other designs: `RopeConfig`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from editar.config import GPTConfig
 
 
 def rope_table(cfg: GPTConfig) -> torch.Tensor:
-    """(2N + L, head_dim / 2, 2) float32, last axis (cos, sin).
+    """(S, head_dim / 2, 2) float32, last axis (cos, sin).
 
     The first half of the channel pairs turns with the row, the second half with the column;
     pair i turns by place * base^(-2i / (head_dim / 2)).
@@ -32,7 +33,7 @@ def rope_table(cfg: GPTConfig) -> torch.Tensor:
 
 
 def grid_positions(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, column (S,) int64 and is_text (S,) bool of every position, S = 2N + L.
+    """Row, column (S,) int64 and is_text (S,) bool of every position, S = K N + L + N of K source images.
 
     With `query: output` target position j carries the place of code j + 1, which it predicts, and
     the last text position that of code 0; the last target position is read but predicts nothing.
@@ -41,18 +42,19 @@ def grid_positions(cfg: GPTConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     index = torch.arange(n)
     text = torch.zeros(length, dtype=torch.long)
     offset = g if cfg.rope.layout == "quadrants" else 0
-    is_text = torch.zeros(2 * n + length, dtype=torch.bool)
-    is_text[n : n + length] = True
+    sources = cfg.source_tokens
+    is_text = torch.zeros(cfg.sequence_tokens, dtype=torch.bool)
+    is_text[sources : sources + length] = True
     target = index
     if cfg.rope.query == "output":
         target = (index + 1).clamp(max=n - 1)
         text = text.clone()
-        is_text[n + length - 1] = False
+        is_text[sources + length - 1] = False
         text_offset = torch.zeros(length, dtype=torch.long)
         text_offset[-1] = offset
         text = text + text_offset
-    rows = torch.cat([index // g, text, target // g + offset])
-    columns = torch.cat([index % g, text, target % g + offset])
+    rows = torch.cat([*[index // g] * cfg.images, text, target // g + offset])
+    columns = torch.cat([*(index % g + image * offset for image in range(cfg.images)), text, target % g + offset])
     return rows, columns, is_text
 
 

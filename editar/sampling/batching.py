@@ -27,9 +27,9 @@ def automatic_batch(cfg: GPTConfig, device: torch.device, dtype: torch.dtype, br
 def result_bytes(cfg: GPTConfig, width: int, branches: int) -> int:
     """Memory of one result, from above: its cache, the prefix's activations and scores, a window's logits."""
     heads = cfg.n_kv_head or cfg.n_head
-    cached = cfg.image_tokens + branches * (cfg.text_tokens + cfg.image_tokens)
+    cached = cfg.source_tokens + branches * (cfg.text_tokens + cfg.image_tokens)
     cache = 2 * cfg.n_layer * heads * cfg.head_dim * width * cached
-    activations = width * max(cfg.image_tokens, branches * cfg.text_tokens) * (6 * cfg.dim + 3 * cfg.ffn_dim)
+    activations = width * max(cfg.source_tokens, branches * cfg.text_tokens) * (6 * cfg.dim + 3 * cfg.ffn_dim)
     scores = 10 * branches * cfg.n_head * cfg.text_tokens * cfg.prefix_tokens
     return cache + activations + scores + 32 * branches * cfg.vocab_size * min(WIDEST, cfg.image_tokens)
 

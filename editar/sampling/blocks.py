@@ -103,7 +103,7 @@ class FastGPT:
         self.blocks = [FastBlock(layer, linear) for layer in model.layers]  # type: ignore[arg-type]
         self.head = linear(model.output.weight)
         table = rope_table(self.cfg)
-        self.zero_text = (table[self.cfg.image_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
+        self.zero_text = (table[self.cfg.source_tokens : self.cfg.prefix_tokens] == 0).flatten(1).all(1)  # (L,)
         self.rope = table.to(self.device)
         self.pos_embeddings: torch.Tensor | None = None  # (S, D), learned positions
         if self.cfg.rope.learned:
@@ -133,18 +133,16 @@ class FastGPT:
         cache: SharedCache,
         drop_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Source codes (I, N), text (I, L, C) -> logits of target code 0, (I * branches, V) float32.
+        """Source codes (I, K N), text (I, L, C) -> logits of target code 0, (I * branches, V) float32.
 
-        The source image is read once for both branches; the second branch reads the null text.
+        The source images are read once for both branches; the second branch reads the null text.
         """
-        image = self.model.tok_embeddings(source_codes)  # (I, N, D)
-        if drop_image is not None:
-            image = torch.where(drop_image[:, None, None], self.model.img_uncond_embedding.type_as(image), image)
+        image = self.model.embed_images(source_codes, drop_image)  # (I, K N, D)
         caption = self.model.cls_embedding(text, None)[:, None]  # (I, 1, L, D)
         if layout.branches == 2:
             everywhere = torch.ones(len(text), dtype=torch.bool, device=text.device)
             caption = torch.cat([caption, self.model.cls_embedding(text, everywhere)[:, None]], dim=1)
-        n, end = self.cfg.image_tokens, self.cfg.prefix_tokens
+        n, end = self.cfg.source_tokens, self.cfg.prefix_tokens
         self._read_image(self._placed(image, 0), layout, cache)
         x = self._placed(caption.flatten(0, 1).type_as(image), n)  # (I * C, L, D)
         if self.zero_text.all():
@@ -162,7 +160,7 @@ class FastGPT:
         Zero queries give every position before them the same weight, so attention is the running mean of the
         values: no query, no key, no scores.
         """
-        counts = torch.arange(x.shape[1], device=x.device, dtype=torch.float32) + 1 + self.cfg.image_tokens
+        counts = torch.arange(x.shape[1], device=x.device, dtype=torch.float32) + 1 + self.cfg.source_tokens
         for index, block in enumerate(self.blocks):
             v = block.values(x, layout.images)  # (P, L, hd)
             cache.store_text(index, torch.zeros_like(v), v)
@@ -175,7 +173,7 @@ class FastGPT:
         return x[:, -1]
 
     def _read_image(self, x: torch.Tensor, layout: BatchLayout, cache: SharedCache) -> None:
-        """Fill the image segment; x (I, N, D)."""
+        """Fill the image segment; x (I, K N, D)."""
         for index, block in enumerate(self.blocks):
             q, k, v = block.project(x, self.rope[: x.shape[1]], layout.images)
             segment = cache.image[index]

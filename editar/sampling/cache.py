@@ -1,9 +1,10 @@
 """Keys and values of one generation in three segments, each stored once for all rows that read it.
 
 Rows are ordered (image, branch, sample): I images, C guidance branches (1 or 2), M samples of one
-image and instruction, R = I * C * M. The sequence is causal and starts with the source image, so
+image and instruction, R = I * C * M. An image here is all source images of an edit. The sequence is causal
+and starts with them, so
 
-    image   keys of the source image         one copy per image, read by its C * M rows
+    image   keys of the source images        one copy per image, read by its C * M rows
     text    keys of the text                 one copy per image and branch, read by M rows
     target  keys of what was written so far  one copy per row
 
@@ -61,7 +62,7 @@ class SharedCache:
             keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
             return [KVSegment(k, v, bias) for k, v in zip(keys, values, strict=True)]
 
-        self.image = segments(copies, cfg.image_tokens)
+        self.image = segments(copies, cfg.source_tokens)
         self.text = segments(copies * layout.branches, len(self.text_bias), self.text_bias)
         self.target = segments(copies * layout.branches * layout.samples, cfg.image_tokens)
 

@@ -101,12 +101,12 @@ def generate(
     drop_image: torch.Tensor | None = None,
     known_codes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Source codes (B, N) and text (B, L, C) -> target codes (B, N) int64.
+    """Source codes (B, K N) and text (B, L, C) -> target codes (B, N) int64.
 
     `known_codes` (B, N) int64 holds target codes that are given, -1 where one is to be chosen. `seeds` is
     needed unless cfg.greedy.
     """
-    batch, length = source_codes.shape
+    batch, length = len(source_codes), model.cfg.image_tokens
     guided = cfg.cfg_scale > 1
     rows = 2 * batch if guided else batch
     drop_text = None
@@ -115,7 +115,7 @@ def generate(
         drop_text = torch.arange(rows, device=text.device) >= batch
         drop_image = None if drop_image is None else torch.cat([drop_image] * 2)
     cache = KVCache(model.cfg, rows, source_codes.device, model.tok_embeddings.weight.dtype)
-    uniform = uniform_numbers(cfg, seeds, source_codes)
+    uniform = uniform_numbers(cfg, seeds, source_codes[:, :length])
     scales = guidance_scales(cfg, length)
 
     codes: list[torch.Tensor] = []
@@ -145,15 +145,16 @@ def generate_parallel(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of `generate`, (B, N) int64, and the forward passes each sample took, (B,) int64.
 
-    The guess starts as the source's codes. A pass draws every code given the guessed codes before it, with the
+    The guess starts as the first source image's codes. A pass draws every code given the guessed codes before it, with the
     position's own uniform number. Up to the first draw that differs from its guess, and including it, the codes
     before each draw were right, so the draw is the plain loop's: these are accepted. The other draws
     of the window become the next guess. The first pass accepts code 0 alone, as a prefill does.
     """
-    batch, length = source_codes.shape
-    known = torch.zeros_like(source_codes, dtype=torch.bool) if known_codes is None else known_codes >= 0
-    guess = source_codes.clone() if known_codes is None else torch.where(known, known_codes, source_codes)
-    uniform, scales = uniform_numbers(cfg, seeds, source_codes), guidance_scales(cfg, length)
+    batch, length = len(source_codes), model.cfg.image_tokens
+    first = source_codes[:, :length]
+    known = torch.zeros_like(first, dtype=torch.bool) if known_codes is None else known_codes >= 0
+    guess = first.clone() if known_codes is None else torch.where(known, known_codes, first)
+    uniform, scales = uniform_numbers(cfg, seeds, first), guidance_scales(cfg, length)
     accepted, passes = [0] * batch, torch.zeros(batch, dtype=torch.long)
     drop_text = torch.ones(batch, dtype=torch.bool, device=text.device)
     while min(accepted) < length:

@@ -65,18 +65,19 @@ class Engine:
         samples: int = 1,
         progress: Progress | None = None,
     ) -> torch.Tensor:
-        """Source codes (I, N) and text (I, L, C) -> target codes (I * samples, N) int64.
+        """Source codes (I, K N) and text (I, L, C) -> target codes (I * samples, N) int64.
 
         As `decode.generate`, with `samples` results per image and one stream of `seeds` for each
         result. `known_codes` (I, N) holds given target codes, -1 where one is to be chosen. `progress` is
         called with the number of codes accepted, over all results, since the last time.
         """
         layout = BatchLayout(len(source_codes), 2 if cfg.cfg_scale > 1 else 1, samples)
-        uniform = uniform_numbers(cfg, seeds, source_codes)
+        draft = source_codes[:, : self.model.cfg.image_tokens]  # the first image is what is edited
+        uniform = uniform_numbers(cfg, seeds, draft)
         clock = Clock(source_codes.device, self.timer)
         session = self._session_for(layout, cfg)
         prepare_s = clock.lap()
-        session.begin(source_codes, known_codes, uniform)
+        session.begin(draft, known_codes, uniform)
         clock.lap()
         with flushed_denormals(source_codes.device):
             session.prefill(source_codes, text, drop_image)

@@ -57,7 +57,7 @@ def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:
     gpt, share = cfg.gpt, cfg.global_batch // processes
     tokens = cfg.global_batch * (gpt.sequence_tokens - 1)
     flops = cfg.global_batch * training_flops(gpt)
-    layout = f"{gpt.image_tokens} source | {gpt.text_tokens} text | {gpt.image_tokens} target"
+    layout = f"{gpt.source_tokens} source | {gpt.text_tokens} text | {gpt.image_tokens} target"
     return [
         f"GPT         {parameters(replace(gpt, teacher_dim=None)):,} parameters, {parameters(gpt):,} with the "
         f"alignment layer; {gpt.n_layer} layers of {gpt.dim}; {layout} tokens",
