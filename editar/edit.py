@@ -38,6 +38,8 @@ def edit_one(cfg: EditConfig) -> list[Path]:
 
     names, made, comparison = outputs(cfg)
     picture = None if cfg.image is None else load_image(cfg.image)
+    for reference in cfg.references:
+        load_image(reference)  # a damaged one is named before the checkpoint is read
     pipeline = load(cfg)
     instruction = cfg.instruction
     if cfg.task != "edit":
@@ -55,6 +57,7 @@ def edit_one(cfg: EditConfig) -> list[Path]:
             num_samples=cfg.num_samples,
             mask=cfg.mask,
             mask_dilate=cfg.mask_dilate,
+            references=cfg.references,
             fit=cfg.fit if cfg.task == "edit" else "square",
             region=cfg.square(),
             progress=bar.update,

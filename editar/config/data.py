@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from editar.config.fields import setting
 from editar.errors import ConfigError
 
-KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+KINDS = ("nano", "nano_pairs", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
 CONDITION_SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "segmentation": "cocostuff"}  # task -> kind
 SHAPE_COUNTS = (1, 2, 2, 3)
 
@@ -57,7 +57,7 @@ class SourceConfig:
             raise ConfigError(f"{key}.weight={self.weight:g} must be positive; drop a source with ~{key}")
         if self.prompt.count("{}") != 1:
             raise ConfigError(f"{key}.prompt={self.prompt!r} needs the place of the row's text, {{}}, exactly once")
-        if self.kind != "nano" and not self.path:
+        if self.kind not in ("nano", "nano_pairs") and not self.path:
             raise ConfigError(
                 f"{key}.path is null; give the folder that scripts/prepare_data.py made, or drop the source with ~{key}"
             )
@@ -81,6 +81,7 @@ class DataConfig(NanoDataConfig):
     shared evenly between the sources (the last rows of each; nano has its own held-out scenes)."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    images: int = setting(1, least=1, most=8)  # source images an edit may have; a row with fewer lacks the last ones
     cache: str | None = None  # folder of codes; null reads pixels and encodes them in the loop
     build_cache: bool = False  # make what the cache lacks before training (else scripts/cache_codes.py does)
     cache_features: bool = False  # also keep this teacher's features of the target (small teachers only)
@@ -92,14 +93,18 @@ class DataConfig(NanoDataConfig):
     def check(self) -> None:
         for name, source in self.sources.items():
             source.check(name)
+            if source.kind == "nano_pairs" and self.images < 2:
+                raise ConfigError(f"data.sources.{name} edits with two pictures; give data.images=2")
         if self.build_cache and self.cache is None:
             raise ConfigError("data.build_cache=true needs data.cache=FOLDER; it is null")
 
 
 @dataclass
 class DropConfig:
-    """Condition dropout per training sample (paper sec. 3.3): three disjoint cases."""
+    """Condition dropout per training sample (paper sec. 3.3): three disjoint cases. With several source images
+    `image` and `both` drop all of them, and `each_image` each one by itself, in the other samples."""
 
     text: float = setting(0.05, least=0)
     image: float = setting(0.05, least=0)
     both: float = setting(0.05, least=0)
+    each_image: float = setting(0.0, least=0, most=1)

@@ -78,6 +78,8 @@ class TrainConfig:
         self.data.check()
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ConfigError("optim.name=muon needs whole matrices, parallel=fsdp shards them; take adamw or ddp")
+        if self.drop.each_image > 0 and self.data.images == 1:
+            raise ConfigError("drop.each_image is for data.images=2 or more; with one image it is drop.image")
         total = self.drop.text + self.drop.image + self.drop.both
         if total > 1:
             raise ConfigError(f"drop.* must sum to at most 1, found a sum of {total:g}")
@@ -91,6 +93,7 @@ class TrainConfig:
             )
         owners: dict[str, tuple[str, Any]] = {
             "vocab_size": ("tokenizer.codebook_size", self.tokenizer.codebook_size),
+            "images": ("data.images", self.data.images),
             "grid": ("image_size and the tokenizer's downsampling", self.image_size // self.tokenizer.downsample),
             "text_tokens": ("text.max_tokens", self.text.max_tokens),
             "text_dim": ("text.dim", self.text.dim),
@@ -152,6 +155,7 @@ class EditConfig:
     image        a file; a folder, of which every picture gets the instruction; null: from the text alone
                  (text-to-image), and with instruction=null from nothing
     instruction  null: from the image alone
+    images       instead of image, for a checkpoint that edits with several: [a.png,b.png], of which the first is edited
     edits        instead of both: a file of lines {"image": FILE, "instruction": TEXT, "mask": FILE or left out},
                  with paths relative to the file
     output       a picture's name; with many edits a folder, which a second start goes on with
@@ -165,6 +169,7 @@ class EditConfig:
 
     image: str | None = ""
     instruction: str | None = ""
+    images: str | None = None
     edits: str | None = None
     checkpoint: str = MISSING
     task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
@@ -189,6 +194,10 @@ class EditConfig:
     def resolve(self) -> None:
         override(SamplingConfig(), self.sampling, "sampling")
         self.square()
+        if self.images is not None:
+            if self.image or self.edits or self.task != "edit":
+                raise ConfigError("images=[a.png,b.png] stands instead of image=... or edits=..., with task=edit")
+            self.image = self._listed()[0]
         if self.edits is not None and (self.image or self.instruction or self.mask):
             raise ConfigError("edits names pictures, instructions and masks in its lines; leave out image=... etc.")
         if self.edits is None and self.image == "":
@@ -206,6 +215,14 @@ class EditConfig:
         if self.from_photo and self.task == "edit":
             tasks = ", ".join(CONDITION_SOURCES)
             raise ConfigError(f"from_photo=true makes a condition, and task=edit has none; give task as one of {tasks}")
+
+    def _listed(self) -> list[str]:
+        return [part.strip() for part in self.images.strip("[]").split(",")] if self.images else []
+
+    @property
+    def references(self) -> list[str]:
+        """Of `images` all but the first."""
+        return self._listed()[1:]
 
     def square(self) -> list[int] | None:
         """`region` as numbers. Raises ConfigError."""
@@ -272,6 +289,7 @@ class EvalConfig:
     samples: int = setting(240, least=1)  # nano
     data_seed: int | None = setting(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = False  # nano
+    second: str = setting("given", choices=("given", "none", "other", "swapped"))  # nano_pairs: the second picture
     protocol: str = setting("editar", choices=("editar", "editar-aligned", "controlnet++"))  # Table 2
     canny: CannyConfig = field(default_factory=CannyConfig)  # Table 2
     evaluator: str = setting("current", choices=("current", "2023"))  # PIE-Bench: libraries of EditAR, of PnPInversion

@@ -105,7 +105,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A cached row: codes (N,) uint16, JPEG or PNG bytes, features (T, C) float16 or None."""
+    """A cached row: codes, source (k N,) and target (N,) uint16, JPEG or PNG bytes, features (T, C) float16 or None."""
 
     id: str
     task: str
@@ -180,7 +180,7 @@ class CodesCache:
             features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
         source, target = (np.frombuffer(row[key], np.uint16) for key in ("source", "target"))
-        if not len(source) == len(target) == self.manifest.grid**2:
+        if len(target) != self.manifest.grid**2 or len(source) == 0 or len(source) % len(target):
             raise DataError(
                 f"{self.folder}: {row['id']} has {len(source)} and {len(target)} codes instead of "
                 f"{self.manifest.grid**2}; remove that folder and make the cache anew"

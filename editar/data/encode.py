@@ -37,7 +37,8 @@ BATCH = 32  # pairs encoded at once
 
 
 class RawRows(Dataset[dict[str, Any]]):
-    """Rows of SCHEMA, whose source and target are still pictures, (size, size, 3) uint8; made in a worker."""
+    """Rows of SCHEMA, whose source and target are still pictures, (k, size, size, 3) and (size, size, 3) uint8; made in
+    a worker."""
 
     def __init__(self, source: Source, rows: range, size: int, pack: Callable[[np.ndarray], bytes]) -> None:
         self.source, self.rows, self.size, self.pack = source, rows, size, pack
@@ -60,7 +61,7 @@ class RawRows(Dataset[dict[str, Any]]):
             "target": target,
             "forward": list(pair.texts.instructions),
             "backward": backward,
-            "source_picture": self.pack(source) if backward else None,
+            "source_picture": self.pack(source[0]) if backward else None,
             "target_picture": self.pack(target),
         }
 
@@ -144,16 +145,15 @@ def encode(rows: list[dict[str, Any]], tokenizer: VQModel, teacher: Teacher | No
     """Put codes in place of the pictures of `rows`, and the teacher's features beside them."""
     if not rows:
         return
-    sources, targets = (
-        batch_to_tensor(np.stack([row[name] for row in rows])).to(device) for name in ("source", "target")
-    )
-    both = tokenizer.encode(torch.cat([sources, targets])).cpu().numpy().astype(np.uint16)  # (2B, N)
+    pictures = np.concatenate([part for row in rows for part in (row["source"], row["target"][None])])
+    found = tokenizer.encode(batch_to_tensor(pictures).to(device)).cpu().numpy().astype(np.uint16)
+    ends = np.cumsum([len(row["source"]) + 1 for row in rows])
     packed: Iterable[bytes | None] = [None] * len(rows)
     if teacher is not None:
         seen = torch.from_numpy(np.stack([teacher.prepare(row["target"]) for row in rows]))
         packed = map(codes.pack_features, teacher(seen).cpu().numpy())
-    for row, source, target, features in zip(rows, *np.split(both, 2), packed, strict=True):
-        row |= {"source": source.tobytes(), "target": target.tobytes(), "features": features}
+    for row, of_row, features in zip(rows, np.split(found, ends[:-1]), packed, strict=True):
+        row |= {"source": of_row[:-1].tobytes(), "target": of_row[-1].tobytes(), "features": features}
 
 
 def write_shard(records: list[dict[str, Any]], path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ DIRECTION, WORDING = 1, 2  # streams of `stream.uniform`; 0 belongs to the condi
 
 @dataclass(frozen=True)
 class Item:
-    """One training example: codes (N,) int64, or pictures (H, W, 3) uint8 still to be encoded."""
+    """One training example: codes, source (K N,) and target (N,) int64, or pictures (K, H, W, 3) and (H, W, 3) uint8
+    still to be encoded. `images` of the K sources are there, the others zeros."""
 
     task: str
     id: str
@@ -40,13 +42,15 @@ class Item:
     target: np.ndarray
     picture: np.ndarray | None = None  # (h, w, 3) uint8, the target as the teacher's `prepare` makes it
     features: np.ndarray | None = None  # (T, C) float16
+    images: int = 1
     replaced: tuple[tuple[str, str], ...] = ()  # (row, reason) of the bad rows this one stands in for
 
 
 @dataclass
 class Batch:
-    """B items, in draw order. source, target: codes (B, N) int64 or pictures (B, H, W, 3) uint8;
-    picture (B, h, w, 3) uint8 or None; features (B, T, C) float32 or None."""
+    """B items, in draw order. source, target: codes (B, K N) and (B, N) int64 or pictures (B, K, H, W, 3) and
+    (B, H, W, 3) uint8; picture (B, h, w, 3) uint8 or None; features (B, T, C) float32 or None; absent (B, K) bool,
+    True where a source image is missing, None with one source image."""
 
     draws: np.ndarray
     tasks: list[str]
@@ -56,6 +60,7 @@ class Batch:
     target: torch.Tensor
     picture: torch.Tensor | None
     features: torch.Tensor | None
+    absent: torch.Tensor | None
     replaced: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -72,7 +77,7 @@ class Batch:
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
 
-def collate(pairs: list[tuple[int, Item]]) -> Batch:
+def collate(pairs: list[tuple[int, Item]], images: int = 1) -> Batch:
     if not pairs:
         raise DataError("a whole batch of held-out rows is unreadable; check the source with scripts/inspect_data.py")
     draws, items = [draw for draw, _ in pairs], [item for _, item in pairs]
@@ -83,6 +88,7 @@ def collate(pairs: list[tuple[int, Item]]) -> Batch:
 
     source, target, features = stack("source"), stack("target"), stack("features")
     assert source is not None and target is not None
+    there = torch.tensor([item.images for item in items])
     return Batch(
         draws=np.array(draws, np.uint64),
         tasks=[item.task for item in items],
@@ -92,6 +98,7 @@ def collate(pairs: list[tuple[int, Item]]) -> Batch:
         target=target,
         picture=stack("picture"),
         features=None if features is None else features.float(),
+        absent=None if images == 1 else torch.arange(images) >= there[:, None],
         replaced=[pair for item in items for pair in item.replaced],
     )
 
@@ -106,27 +113,32 @@ class Reader:
         cache: CodesCache | None,
         size: int,
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+        images: int = 1,
     ) -> None:
-        self.source, self.cache, self.size, self.prepare = source, cache, size, prepare
+        self.source, self.cache, self.size, self.prepare, self.images = source, cache, size, prepare, images
 
     def item(self, row: int, direction: float, wording: float) -> Item:
         if self.cache is None:
             pair = self.source.pair(row)
-            first, second = resize_pair(pair, self.size)
+            source, target = resize_pair(pair, self.size)
             reverse, instruction = pair.texts.choose(direction, wording)
-            source, target = (second, first) if reverse else (first, second)
+            if reverse:
+                source, target = target[None], source[0]
             seen = self.prepare(target) if self.prepare else None
-            return Item(pair.task, pair.id, instruction, source, target, seen)
+            padded = np.concatenate([source, np.zeros((self.images - len(source), *target.shape), np.uint8)])
+            return Item(pair.task, pair.id, instruction, padded, target, seen, images=len(source))
         found = self.cache[row]
         reverse, instruction = found.texts.choose(direction, wording)
         both = (found.target, found.source) if reverse else (found.source, found.target)
         source, target = (value.astype(np.int64) for value in both)
+        images = len(source) // len(target)
+        source = np.pad(source, (0, self.images * len(target) - len(source)))
         stored, picture = found.source_picture if reverse else found.target_picture, None
         if self.prepare and found.features is None and stored is not None:
             picture = unpack_picture(stored)
             picture = self.prepare(picture) if self.cache.manifest.pictures == codes.JPEG else picture
         features = found.features if self.prepare else None
-        return Item(found.task, found.id, instruction, source, target, picture, features)
+        return Item(found.task, found.id, instruction, source, target, picture, features, images)
 
 
 class TrainStream(Dataset[tuple[int, Item]]):
@@ -161,6 +173,7 @@ class HeldoutRows(Dataset[tuple[int, Item]]):
     """The held-out rows of all sources in turn, forwards, first wording; bad ones are left out."""
 
     def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers = readers
         most = max(reader.source.heldout for reader in readers)
         self.places = [(reader, k) for k in range(most) for reader in readers if k < reader.source.heldout]
 
@@ -229,7 +242,7 @@ def batches(dataset: TrainStream | HeldoutRows, sampler: Any, workers: int, devi
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=partial(collate, images=dataset.readers[0].images),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,

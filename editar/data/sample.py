@@ -38,7 +38,7 @@ class Texts:
 @dataclass(frozen=True)
 class Pair:
     """A row of a data set. `source` None stands for the Canny edges of the target by `operator`, which depend on
-    the training resolution (`resize_pair`)."""
+    the training resolution (`resize_pair`). `more` are further pictures that the instruction speaks of."""
 
     id: str
     task: str
@@ -46,6 +46,7 @@ class Pair:
     target: Image.Image
     texts: Texts
     operator: str = "kornia"
+    more: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ class EditSample:
     mask: np.ndarray
     source_caption: str = ""
     target_caption: str = ""
+    more: tuple[np.ndarray, ...] = ()  # pictures beside the source
 
 
 def resize_pair(pair: Pair, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures as the tokenizer reads them, (size, size, 3) uint8: short side to `size`, centre
-    crop, then edges where they are the condition (EditAR's order)."""
+    """Source pictures (k, size, size, 3) and target (size, size, 3) uint8 as the tokenizer reads them: short side to
+    `size`, centre crop, then edges where they are the condition (EditAR's order)."""
     target = np.array(resize_and_crop(pair.target, size))
-    if pair.source is not None:
-        return np.array(resize_and_crop(pair.source, size)), target
-    return to_uint8(canny_condition(batch_to_tensor(target[None]), pair.operator))[0], target
+    if pair.source is None:
+        return to_uint8(canny_condition(batch_to_tensor(target[None]), pair.operator)), target
+    return np.stack([np.array(resize_and_crop(image, size)) for image in (pair.source, *pair.more)]), target

@@ -18,6 +18,7 @@ from editar.config import CONFIG_DIR, DataConfig, SourceConfig, read_yaml
 from editar.data.codes import stored_manifest
 from editar.data.folder import FolderTable
 from editar.data.mixture import Mixture
+from editar.data.nano.pairs import NanoPairs
 from editar.data.nano.world import NanoWorld
 from editar.data.sample import BadRow, EditSample, Pair, Texts
 from editar.data.tables import label_map, open_table
@@ -126,11 +127,14 @@ def label_palette() -> np.ndarray:
 def nano(row: EditSample, id: str, cfg: SourceConfig) -> Pair:
     """A sample of the procedural world is its own row."""
     texts = Texts((cfg.prompt.replace("{}", row.instruction),))
-    return Pair(id, row.task, Image.fromarray(row.source), Image.fromarray(row.target), texts)
+    more = tuple(map(Image.fromarray, row.more))
+    return Pair(id, row.task, Image.fromarray(row.source), Image.fromarray(row.target), texts, more=more)
 
 
+NANO_WORLDS: dict[str, type[NanoWorld]] = {"nano": NanoWorld, "nano_pairs": NanoPairs}
 READERS: dict[str, Callable[[Any, str, SourceConfig], Pair]] = {
     "nano": nano,
+    "nano_pairs": nano,
     "pipe": pipe,
     "cocostuff": cocostuff,
     **dict.fromkeys(PLAIN_COLUMNS, plain_pair),
@@ -156,11 +160,12 @@ class Source:
         self.name, self.cfg = name, cfg
         self.heldout = -(-data.heldout_samples // len(data.sources))
         self.table: Any = None  # stays None where only the codes are at hand
-        if cfg.kind == "nano":
-            train = NanoWorld("train", data.train_samples, data.seed, data.shape_counts)
-            self.table = ConcatDataset([train, NanoWorld("heldout", self.heldout, data.seed)])
+        if cfg.kind in NANO_WORLDS:
+            world = NANO_WORLDS[cfg.kind]
+            train = world("train", data.train_samples, data.seed, data.shape_counts)
+            self.table = ConcatDataset([train, world("heldout", self.heldout, data.seed)])
             counts = "".join(str(count) for count in data.shape_counts)
-            self.revision = f"nano-{data.seed}-{data.train_samples}-{self.heldout}-{counts}"
+            self.revision = f"{cfg.kind}-{data.seed}-{data.train_samples}-{self.heldout}-{counts}"
             self.size = data.train_samples
             return
         try:

@@ -116,7 +116,9 @@ def read_cost(folder: Path) -> list[dict[str, float]]:
 
 
 def to_size(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is."""
+    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is. Of (k, H, W, 3) each."""
+    if picture.ndim == 4:
+        return np.stack([to_size(one, size) for one in picture])
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
 
 

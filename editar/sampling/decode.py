@@ -145,7 +145,7 @@ def generate_parallel(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of `generate`, (B, N) int64, and the forward passes each sample took, (B,) int64.
 
-    The guess starts as the first source image's codes. A pass draws every code given the guessed codes before it, with the
+    The guess starts as the first source's codes. A pass draws every code given the guessed codes before it, with the
     position's own uniform number. Up to the first draw that differs from its guess, and including it, the codes
     before each draw were right, so the draw is the plain loop's: these are accepted. The other draws
     of the window become the next guess. The first pass accepts code 0 alone, as a prefill does.

@@ -22,7 +22,7 @@ from PIL import Image
 
 from editar.config import FITS, SamplingConfig, TrainConfig, check_choice, from_yaml, override, to_yaml
 from editar.errors import CheckpointError, ConfigError
-from editar.images import batch_to_tensor, to_tensor, to_uint8
+from editar.images import batch_to_tensor, resize_and_crop, to_tensor, to_uint8
 from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
@@ -137,6 +137,7 @@ class EditPipeline(
         num_samples: int = 1,
         mask: Picture | Sequence[Picture | None] | None = None,
         mask_dilate: int = 1,
+        references: Sequence[Picture] = (),
         fit: str = "restore",
         region: Sequence[int] | None = None,
         output_type: str = "pil",
@@ -152,7 +153,8 @@ class EditPipeline(
         None drops a condition, as in training: without image the text alone decides (text-to-image), without
         instruction the image alone, without both nothing (unconditional). Guidance acts on the text only. `mask`,
         of the picture's own size, is white where the edit may change something, grown by `mask_dilate` codes;
-        elsewhere the source's codes stay.
+        elsewhere the source's codes stay. `references` are the second and further pictures for a model that was
+        trained with `data.images` of them; of each the middle square is read.
 
         The model edits a square of its own size. `fit="restore"` puts that back into the picture, whose other pixels
         stay as they are; `fit="square"` returns the square: give it where the picture is a condition and the result
@@ -174,12 +176,15 @@ class EditPipeline(
         if any(one is None and other is not None for one, other in zip(images, masks, strict=True)):
             raise ConfigError("a mask needs an image, whose codes stay outside of it")
         size = self.cfg.image_size
+        more = [np.asarray(resize_and_crop(read_picture(one), size)) for one in references]
+        if more and None in images:
+            raise ConfigError("references need an image, which is what is edited")
         fitted = [
             None if one is None else fit_picture(read_picture(one), size, fit, region, other)
             for one, other in zip(images, masks, strict=True)
         ]
         made = self._batches(
-            [None if one is None else one.source for one in fitted],
+            [None if one is None else np.stack([one.source, *more]) for one in fitted],
             instructions,
             [f"sample-{draw}" for _ in fitted for draw in range(num_samples)],
             settings,
@@ -209,6 +214,7 @@ class EditPipeline(
     ) -> list[Any]:
         """Edit many pictures, (S, S, 3) uint8 each, in batches -> `samples` results each, picture by picture.
 
+        A source of several pictures is (k, S, S, 3): the first is edited, k is at most the model's number of images.
         `ids`, one per result, choose its random stream. None among `sources` and `instructions`, `masks` (S, S)
         bool and `progress` as in a call. `finish` makes of a batch (B, 3, S, S), not clamped, what is returned one
         by one: (S, S, 3) uint8 by default.
@@ -231,24 +237,27 @@ class EditPipeline(
         """`edit_arrays` batch by batch: pictures (B, 3, S, S), not clamped, and (B, g, g) bool, True where a code
         differs from the source's."""
         size = self.cfg.image_size
-        if wrong := [source.shape for source in sources if source is not None and source.shape != (size, size, 3)]:
+        if wrong := [source.shape for source in sources if source is not None and source.shape[-3:] != (size, size, 3)]:
             raise ConfigError(f"pictures must be {size}x{size}x3, found {wrong[0]}")
+        each = self.cfg.gpt.images
+        given = [np.zeros((0, size, size, 3), np.uint8) if s is None else s.reshape(-1, size, size, 3) for s in sources]
+        if too_many := [len(source) for source in given if len(source) > each]:
+            raise ConfigError(f"{too_many[0]} pictures for one edit, the model reads {each} (its data.images)")
         if len(ids) != samples * len(sources):
             raise ConfigError(f"{len(sources)} pictures of {samples} samples need as many ids, found {len(ids)}")
         for id, instruction in zip(ids[::samples], instructions, strict=True):
             if instruction is not None and not instruction.strip():
                 raise ConfigError(f"the instruction of {id} is empty; say what to change, or give None for no text")
-        blank = np.zeros((size, size, 3), np.uint8)
 
         def edit(pictures: slice, draws: slice) -> tuple[torch.Tensor, np.ndarray]:
-            dropped = torch.tensor([source is None for source in sources[pictures]], device=self.device)
-            given = self.encode(np.stack([blank if source is None else source for source in sources[pictures]]))
-            known_codes = None if masks is None else known_codes_outside(given, masks[pictures], mask_dilate)
+            found, dropped = self._encode_padded(given[pictures])
+            first = found[:, : self.cfg.gpt.image_tokens]
+            known_codes = None if masks is None else known_codes_outside(first, masks[pictures], mask_dilate)
             count = draws.stop - draws.start
             chosen = [id for i in range(len(sources))[pictures] for id in ids[i * samples :][draws]]
             texts = instructions[pictures]
-            codes = self.edit_codes(given, texts, chosen, settings, known_codes, count, progress, dropped)
-            changed = codes != given.repeat_interleave(count, dim=0)
+            codes = self.edit_codes(found, texts, chosen, settings, known_codes, count, progress, dropped)
+            changed = codes != first.repeat_interleave(count, dim=0)
             return self.decode(codes), changed.unflatten(1, (self.cfg.gpt.grid, -1)).cpu().numpy()
 
         most = self._batch_size(settings)
@@ -276,10 +285,11 @@ class EditPipeline(
         progress: Progress | None = None,
         drop_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Source codes (I, N) int64 on the pipeline's device -> target codes (I * samples, N).
+        """Source codes (I, K N) int64 on the pipeline's device -> target codes (I * samples, N).
 
         `known_codes` (I, N) holds codes that are given, -1 elsewhere; `ids` has one entry per result. The null
-        tables stand in for instructions that are None and for sources where `drop_image` (I,) bool is True.
+        tables stand in for instructions that are None and for sources where `drop_image`, (I,) or (I, K) bool, is
+        True.
         """
         text = self.text([instruction or "" for instruction in instructions]).to(self.gpt.output.weight.dtype)
         absent = torch.tensor([instruction is None for instruction in instructions], device=text.device)
@@ -295,6 +305,14 @@ class EditPipeline(
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, N) -> pictures (B, 3, S, S), not clamped."""
         return torch.cat([self.tokenizer.decode(part) for part in codes.split(AT_ONCE)])
+
+    def _encode_padded(self, sources: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each source up to K pictures (k, S, S, 3) -> codes (B, K N), and (B, K) bool, True where there is none."""
+        each, size = self.cfg.gpt.images, self.cfg.image_size
+        padded = [np.concatenate([s, np.zeros((each - len(s), size, size, 3), np.uint8)]) for s in sources]
+        there = torch.tensor([len(source) for source in sources], device=self.device)
+        codes = self.encode(np.concatenate(padded)).view(len(sources), -1)
+        return codes, torch.arange(each, device=self.device) >= there[:, None]
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> torch.Tensor:

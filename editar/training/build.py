@@ -105,7 +105,7 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
         if cfg.data.build_cache:
             build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
-        readers.append(Reader(source, cache, cfg.image_size, prepare))
+        readers.append(Reader(source, cache, cfg.image_size, prepare, cfg.data.images))
     mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
         shares = ", ".join(

@@ -33,8 +33,10 @@ class Encoders:
 
     @torch.no_grad()
     def codes(self, values: torch.Tensor) -> torch.Tensor:
-        """Codes (B, N) as they are, pictures (B, H, W, 3) uint8 through the tokenizer -> (B, N) int64."""
-        return values if values.dim() == 2 else self.tokenizer.encode(batch_to_tensor(values))
+        """Codes (B, K N) as they are, pictures (B, [K,] H, W, 3) uint8 through the tokenizer -> (B, K N) int64."""
+        if values.dim() == 2:
+            return values
+        return self.tokenizer.encode(batch_to_tensor(values.view(-1, *values.shape[-3:]))).view(len(values), -1)
 
     def features(self, batch: Batch) -> torch.Tensor | None:
         """The teacher's features of the target (B, T, C) float32; None without a teacher."""

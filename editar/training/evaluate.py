@@ -31,7 +31,7 @@ def heldout_losses(run: Run) -> dict[str, float]:
             text = run.encoders.text.embed(run.encoders.text.tokenize(batch.instructions))
             source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
             with run.autocast():
-                found: LossOutput = run.wrapped(source, text, target)
+                found: LossOutput = run.wrapped(source, text, target, batch.absent)
             rows = zip(batch.tasks, found.nll.tolist(), found.accuracy.tolist(), strict=True)
             for task, loss, hits in rows if counts else ():
                 sums[task] = sums.get(task, np.zeros(3)) + np.array([loss, hits, 1.0])
@@ -77,7 +77,7 @@ def preview(run: Run, pipeline: EditPipeline, step: int) -> Path:
     batch = next(heldout_batches(run, [0], PREVIEWS))
     source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
     path = run.folder / "samples" / f"step_{step:07d}.png"
-    return write_preview(pipeline, source, target, batch.instructions, batch.ids, path)
+    return write_preview(pipeline, source, target, batch.instructions, batch.ids, path, batch.absent)
 
 
 def whole_copy(run: Run) -> GPT:

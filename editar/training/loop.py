@@ -34,6 +34,7 @@ from editar.training.trace import Trace
 from editar.weights.run_checkpoint import latest_checkpoint
 
 # What a caller wants to know on the way: (step, an editor with the current weights) -> values for metrics.jsonl.
+EACH_IMAGE = 3  # the first of the streams of `stream.uniform` that drop single images; loader.py has those before
 Watch = Callable[[int, EditPipeline], dict[str, float]]
 
 
@@ -143,12 +144,20 @@ def forward(run: Run, batch: Batch) -> LossOutput:
     cfg, encoders = run.cfg, run.encoders
     chance = send(torch.from_numpy(stream.uniform(batch.draws, cfg.seed, stream=0)), run.ranks.device)
     drop_image, drop_text = condition_drops(chance, cfg.drop)
+    if batch.absent is not None:
+        drop_image = drop_image[:, None] | batch.absent | image_drops(batch.draws, cfg, run.ranks.device)  # (B, K)
     text = encoders.text.embed(encoders.text.tokenize(batch.instructions))  # (B, L, C)
     source, target = encoders.codes(batch.source), encoders.codes(batch.target)  # (B, N)
     teacher = encoders.features(batch)  # (B, T, C)
     with run.autocast():
         losses: LossOutput = run.wrapped(source, text, target, drop_image, drop_text, teacher)
     return losses
+
+
+def image_drops(draws: np.ndarray, cfg: TrainConfig, device: torch.device) -> torch.Tensor:
+    """(B, K) bool, True where one of several source images is dropped by itself."""
+    chances = [stream.uniform(draws, cfg.seed, EACH_IMAGE + image) for image in range(cfg.data.images)]
+    return send(torch.from_numpy(np.stack(chances, axis=1) < np.float32(cfg.drop.each_image)), device)
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""The sample grid of a run: source | target | what the model makes of it, all through the tokenizer."""
+"""The sample grid of a run: source(s) | target | what the model makes of it, all through the tokenizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ def write_preview(
     instructions: list[str],
     ids: list[str],
     path: Path,
+    absent: torch.Tensor | None = None,
 ) -> Path:
-    """Edit source codes (B, N) and write a sheet with half of the samples in each of two columns."""
+    """Edit source codes (B, K N), of which images `absent` (B, K) bool are missing, and write a sheet with half of the
+    samples in each of two columns."""
     size = pipeline.batch_size
     rows: list[list[np.ndarray]] = []
     for start in range(0, len(ids), size):
         part = slice(start, start + size)
-        output = pipeline.edit_codes(source[part], instructions[part], ids[part], pipeline.cfg.sampling)
-        columns = [to_uint8(pipeline.decode(codes)) for codes in (source[part], target[part], output)]
+        missing = None if absent is None else absent[part]
+        output = pipeline.edit_codes(
+            source[part], instructions[part], ids[part], pipeline.cfg.sampling, drop_image=missing
+        )
+        given = source[part].split(target.shape[1], dim=1)
+        columns = [to_uint8(pipeline.decode(codes)) for codes in (*given, target[part], output)]
         rows += [list(pictures) for pictures in zip(*columns, strict=True)]
     half = (len(rows) + 1) // 2
     sheet = contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or rows[:half], strict=False)])

@@ -69,7 +69,7 @@ WORDING = {
 @dataclass(frozen=True)
 class Plan:
     """An edit as scenes, before anything is drawn. `index` is the edited shape in source (or, for
-    `add`, in target); -1 where no single shape is edited."""
+    `add` and `transfer`, in target); -1 where no single shape is edited. `reference` is a second picture's scene."""
 
     id: str
     task: str
@@ -77,10 +77,14 @@ class Plan:
     target: Scene
     instruction: str
     index: int = -1
+    reference: Scene | None = None
 
 
 class NanoWorld(Dataset[EditSample]):
     """`world[i]` is EditSample i of a split; `world.plan(i)` is the scenes behind it."""
+
+    tasks: tuple[str, ...] = TASKS
+    salt = "nano"
 
     def __init__(self, split: str, samples: int, seed: int = 0, counts: Sequence[int] = SHAPE_COUNTS) -> None:
         if split not in ("train", "heldout"):
@@ -93,13 +97,17 @@ class NanoWorld(Dataset[EditSample]):
     def plan(self, index: int) -> Plan:
         if not 0 <= index < self.samples:
             raise IndexError(index)
-        rng = random.Random(f"nano/{self.seed}/{self.split}/{index}")
-        task = TASKS[index % len(TASKS)]
+        rng = random.Random(f"{self.salt}/{self.seed}/{self.split}/{index}")
+        task = self.tasks[index % len(self.tasks)]
         heldout = self.split == "heldout"
         while True:
-            plan = _draw_plan(rng, task, f"{self.split}-{index:06d}", heldout, self.counts)
+            plan = self.draw(rng, task, f"{self.split}-{index:06d}")
             if plan is not None and plan.source.heldout == heldout and plan.target.heldout == heldout:
                 return plan
+
+    def draw(self, rng: random.Random, task: str, id: str) -> Plan | None:
+        """A plan of the task, None where the drawn shapes do not fit; scenes of the other split are drawn again."""
+        return _draw_plan(rng, task, id, self.split == "heldout", self.counts)
 
     def __getitem__(self, index: int) -> EditSample:
         return render(self.plan(index))
@@ -108,7 +116,7 @@ class NanoWorld(Dataset[EditSample]):
 # --- drawing a plan -------------------------------------------------------------------------------
 
 
-def _draw_background(rng: random.Random, heldout: bool, kinds: tuple[str, ...]) -> Background:
+def draw_background_of(rng: random.Random, heldout: bool, kinds: tuple[str, ...]) -> Background:
     kind = rng.choice(kinds)
     if kind == "photo":
         name = rng.choice(tuple(ns.PHOTOS))
@@ -118,7 +126,7 @@ def _draw_background(rng: random.Random, heldout: bool, kinds: tuple[str, ...]) 
     return Background(kind, tuple(names))
 
 
-def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], counts: tuple[int, ...]) -> Scene | None:
+def draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], counts: tuple[int, ...]) -> Scene | None:
     """1-3 shapes that differ in colour and in kind and do not touch; None when they do."""
     count = rng.choice(counts)
     names = rng.sample(ns.KINDS, count)
@@ -130,20 +138,19 @@ def _draw_scene(rng: random.Random, heldout: bool, kinds: tuple[str, ...], count
         if any(shape.overlaps(other) for other in shapes):
             return None
         shapes.append(shape)
-    return Scene(tuple(shapes), _draw_background(rng, heldout, kinds))
+    return Scene(tuple(shapes), draw_background_of(rng, heldout, kinds))
 
 
 def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, counts: tuple[int, ...]) -> Plan | None:
     kinds = ("plain", "plain", "gradient") * 2
     if task in EDITS:
         kinds = (*kinds[:-1], "photo")
-    scene = _draw_scene(rng, heldout, kinds, counts)
+    scene = draw_scene(rng, heldout, kinds, counts)
     if scene is None:
         return None
     index = rng.randrange(len(scene.shapes))
     shape = scene.shapes[index]
-    free_colours = [name for name in ns.COLOURS if name not in {s.colour for s in scene.shapes}]
-    free_kinds = [name for name in ns.KINDS if name not in {s.kind for s in scene.shapes}]
+    free_colours, free_kinds = free_looks(scene)
     words = {"old": f"{shape.colour} {shape.kind}", "caption": scene.caption}
     target = scene
     if task == "recolour":
@@ -157,13 +164,13 @@ def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, counts: tu
         target = scene.without(index)
     elif task == "add":
         cell = rng.randrange(9)
-        new = Shape(rng.choice(free_kinds), rng.choice(free_colours), *_centre(cell), ns.RADII[0], 0.75)
+        new = Shape(rng.choice(free_kinds), rng.choice(free_colours), *cell_centre(cell), ns.RADII[0], 0.75)
         if any(new.overlaps(other) for other in scene.shapes):
             return None
         target, index = replace(scene, shapes=(*scene.shapes, new)), len(scene.shapes)
         words |= {"new": f"{new.colour} {new.kind}", "place": ns.PLACES[cell]}
     elif task == "background":
-        background = _draw_background(rng, heldout, ("plain", "gradient"))
+        background = draw_background_of(rng, heldout, ("plain", "gradient"))
         if background == scene.background:
             return None
         target, index = replace(scene, background=background), -1
@@ -173,7 +180,13 @@ def _draw_plan(rng: random.Random, task: str, id: str, heldout: bool, counts: tu
     return Plan(id, task, scene, target, rng.choice(WORDING[task]).format(**words), index)
 
 
-def _centre(cell: int) -> tuple[int, int]:
+def free_looks(scene: Scene) -> tuple[list[str], list[str]]:
+    """Colours and kinds that no shape of the scene has."""
+    colours = [name for name in ns.COLOURS if name not in {shape.colour for shape in scene.shapes}]
+    return colours, [name for name in ns.KINDS if name not in {shape.kind for shape in scene.shapes}]
+
+
+def cell_centre(cell: int) -> tuple[int, int]:
     return ns.CENTRES[cell % 3], ns.CENTRES[cell // 3]
 
 
@@ -197,7 +210,8 @@ def render(plan: Plan) -> EditSample:
     translation = plan.task in TRANSLATIONS
     mask = np.ones(source.shape[:2], bool) if translation else (source != target).any(axis=2)
     captions = ("" if translation else plan.source.caption, plan.target.caption)
-    return EditSample(plan.id, plan.task, source, target, plan.instruction, mask, *captions)
+    more = () if plan.reference is None else (ns.draw(plan.reference),)
+    return EditSample(plan.id, plan.task, source, target, plan.instruction, mask, *captions, more)
 
 
 # --- counterfactuals ------------------------------------------------------------------------------
@@ -219,15 +233,15 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
         wrong += [("wrong object", plan.source.without(i)) for i in range(len(plan.source.shapes)) if i != index]
     elif index >= 0:
         wrong += [*_other_looks(target, index), ("missing object", target.without(index))]
-    if plan.task in ("recolour", "replace"):
+    if plan.task in ("recolour", "replace", "match"):
         new = target.shapes[index]
         for i in range(len(plan.source.shapes)):
             if i != index:
                 changes = {"colour": new.colour} | ({"kind": new.kind} if plan.task == "replace" else {})
                 wrong.append(("wrong object", plan.source.with_shape(i, **changes)))
-    if plan.task == "add":
+    if plan.task in ("add", "transfer"):
         wrong += _other_places(target, index)
-    if plan.task == "background" or plan.task in TRANSLATIONS:
+    if plan.task in ("background", "backdrop") or plan.task in TRANSLATIONS:
         wrong += _other_backgrounds(target)
     if plan.task in TRANSLATIONS:
         for i in range(len(target.shapes)):
@@ -239,6 +253,8 @@ def counterfactuals(plan: Plan) -> list[tuple[str, np.ndarray]]:
                 wrong += [("damage", scene) for scene in harmed]
     wrong += _extra_objects(target)
     pictures = [("unchanged", source_picture), ("half done", half)]
+    if plan.reference is not None:
+        pictures.append(("second picture", ns.draw(plan.reference)))
     pictures += [(name, ns.draw(scene)) for name, scene in wrong]
     return [(name, picture) for name, picture in pictures if not np.array_equal(picture, target_picture)]
 
@@ -251,7 +267,7 @@ def _other_looks(scene: Scene, index: int) -> list[tuple[str, Scene]]:
 
 def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:
     shape, others = scene.shapes[index], scene.without(index).shapes
-    places = (_centre(cell) for cell in range(9) if cell != shape.cell)
+    places = (cell_centre(cell) for cell in range(9) if cell != shape.cell)
     moves: list[dict[str, Any]] = [{"x": x, "y": y} for x, y in places]
     free = [at for at in moves if not any(replace(shape, **at).overlaps(other) for other in others)]
     return [("wrong place", scene.with_shape(index, **at)) for at in free]
@@ -260,7 +276,7 @@ def _other_places(scene: Scene, index: int) -> list[tuple[str, Scene]]:
 def _extra_objects(scene: Scene) -> list[tuple[str, Scene]]:
     """A shape nobody asked for, of any colour at any free place. Circles stand for the other full
     shapes; a star covers so little that a picture with one is nearer to none than to a circle."""
-    places = [_centre(cell) for cell in range(9)]
+    places = [cell_centre(cell) for cell in range(9)]
     extra = [
         Shape(kind, name, *at, ns.RADII[0], 0.75) for at in places for name in ns.COLOURS for kind in ("circle", "star")
     ]

@@ -36,10 +36,11 @@ class Nano(Benchmark):
     """The held-out scenes of `data_seed`, by default of the seed that the checkpoint was trained with."""
 
     name, title, protocol, needs_root = "nano", "Nano world", PROTOCOL, False
+    world: type[NanoWorld] = NanoWorld
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)
-        world = NanoWorld("heldout", cfg.samples, seed_of(cfg))
+        world = self.world("heldout", cfg.samples, seed_of(cfg))
         self.plans = [world.plan(index) for index in range(len(world))]
         self.samples = [render(plan) for plan in self.plans]
 
@@ -117,10 +118,10 @@ def seed_of(cfg: EvalConfig) -> int:
 
 
 def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 32) -> np.ndarray:
-    """source | target | output, two columns of samples, a green or red bar under each; enlarged twice."""
+    """source(s) | target | output, two columns of samples, a green or red bar under each; enlarged twice."""
     cells = []
     for sample, output, success in list(zip(samples, outputs, successes, strict=True))[:most]:
-        row = contact_sheet([[sample.source, sample.target, output]])
+        row = contact_sheet([[sample.source, *sample.more, sample.target, output]])
         bar = np.full((3, row.shape[1], 3), (40, 160, 70) if success else (210, 50, 40), np.uint8)
         cells.append(np.concatenate([row, bar]))
     if len(cells) % 2:
