@@ -82,7 +82,7 @@ def readable(reader: Reader, rows: range) -> list[Item]:
 
 
 def sheet_row(item: Item) -> list[np.ndarray]:
-    pictures = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE))) for p in (item.source, item.target)]
+    pictures = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE))) for p in (*item.source, item.target)]
     card = Image.new("RGB", (SIDE * 2, SIDE), "white")
     lines = [f"{item.task}   {item.id}", "", *textwrap.wrap(item.instruction or "(empty)", 58)]
     ImageDraw.Draw(card).multiline_text((8, 8), "\n".join(lines), fill="black", spacing=4)

@@ -89,7 +89,7 @@ class Pair(SampleSeeds):
 
 @torch.no_grad()
 def conditioned(pipeline: EditPipeline, items: list[Item]) -> Pair:
-    source = pipeline.encode(np.stack([item.source for item in items]))
+    source = pipeline.encode(np.concatenate([item.source for item in items])).view(len(items), -1)
     target = pipeline.encode(np.stack([item.target for item in items]))
     text = pipeline.text([item.instruction for item in items]).to(pipeline.gpt.output.weight.dtype)
     pair = Pair(source, text, target)

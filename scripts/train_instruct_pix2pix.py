@@ -115,7 +115,9 @@ def noise_loss(pipe: Any, unet: Any, noise: Any, batch: Batch, cfg: TrainConfig)
         tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         text = pipe.text_encoder(tokens.input_ids.to(pipe.device))[0]  # (B, 77, C)
         latents = pipe.vae.encode(batch_to_tensor(batch.target)).latent_dist.sample() * pipe.vae.config.scaling_factor
-        source = pipe.vae.encode(batch_to_tensor(batch.source)).latent_dist.mode()  # not scaled, as when it is sampled
+        source = pipe.vae.encode(
+            batch_to_tensor(batch.source[:, 0])
+        ).latent_dist.mode()  # not scaled, as when it is sampled
         source[drop_image.to(source.device)] = 0
     true = torch.randn_like(latents)
     times = torch.randint(noise.config.num_train_timesteps, (len(batch),), device=latents.device)

@@ -33,7 +33,7 @@ def test_every_source_of_the_paper_reads_its_real_schema(five_sources: dict[str,
     for name, source in sources.items():
         pair = source.pair(0)
         first, second = resize_pair(pair, 64)
-        assert first.shape == second.shape == (64, 64, 3)
+        assert first.shape == (1, 64, 64, 3) and second.shape == (64, 64, 3)
         assert pair.task == name and pair.id == f"{name}/0"
         assert all(pair.texts.instructions)
     depth, canny = (sources[name].pair(3) for name in ("multigen_depth", "multigen_canny"))
@@ -85,7 +85,7 @@ def test_condition_and_photograph_of_different_sizes() -> None:
     pictures = {"control_seg": colours, "image": photo}
     row = {name: {"bytes": miniature.encode(value), "path": None} for name, value in pictures.items()}
     pair = READERS["cocostuff"](row | {"prompt": "a road"}, "cocostuff/0", SourceConfig("cocostuff"))
-    assert [side.shape for side in resize_pair(pair, 32)] == [(32, 32, 3)] * 2
+    assert [side.shape for side in resize_pair(pair, 32)] == [(1, 32, 32, 3), (32, 32, 3)]
 
 
 def test_edges_of_either_operator() -> None:
@@ -93,7 +93,7 @@ def test_edges_of_either_operator() -> None:
     found = {}
     for operator in ("kornia", "cv2"):
         cfg = SourceConfig("multigen_canny", canny=CannyConfig(operator))
-        found[operator] = resize_pair(READERS["multigen_canny"](row, "0", cfg), 128)[0]
+        found[operator] = resize_pair(READERS["multigen_canny"](row, "0", cfg), 128)[0][0]
         assert set(np.unique(found[operator])) == {0, 255}
     assert (found["kornia"] != found["cv2"]).any()
 
@@ -214,6 +214,6 @@ def test_folders_repacked_by_editar_are_read_as_they_are(kind: str, structs: boo
     folder = miniature.write_repack(tmp_path / "repack", 6, structs=structs, corrupt=(1,))
     data = DataConfig(sources={kind: SourceConfig(kind, path=str(folder))}, heldout_samples=1)
     source = open_sources(data)[kind]
-    assert [size.shape for size in resize_pair(source.pair(0), 64)] == [(64, 64, 3)] * 2
+    assert [size.shape for size in resize_pair(source.pair(0), 64)] == [(1, 64, 64, 3), (64, 64, 3)]
     with pytest.raises(BadRow, match="not a readable image"):
         source.pair(1)

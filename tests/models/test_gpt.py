@@ -12,14 +12,14 @@ from tests.helpers.tiny_gpt import ROPES, config, model
 
 
 def inputs(cfg: GPTConfig, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    codes = torch.randint(cfg.vocab_size, (2, batch, cfg.image_tokens))
-    return codes[0], torch.randn(batch, cfg.text_tokens, cfg.text_dim), codes[1]
+    source, target = (torch.randint(cfg.vocab_size, (batch, n)) for n in (cfg.source_tokens, cfg.image_tokens))
+    return source, torch.randn(batch, cfg.text_tokens, cfg.text_dim), target
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("kv_heads", [None, 2])
-def test_prefill_and_decode_equal_forward(rope: str, kv_heads: int | None) -> None:
-    cfg = config(ROPES[rope], n_kv_head=kv_heads)
+@pytest.mark.parametrize(("kv_heads", "images"), [(None, 1), (2, 1), (None, 3)])
+def test_prefill_and_decode_equal_forward(rope: str, kv_heads: int | None, images: int) -> None:
+    cfg = config(ROPES[rope], n_kv_head=kv_heads, images=images)
     gpt = model(cfg)
     source, text, target = inputs(cfg)
     expected = gpt(source, text, target).logits
@@ -66,6 +66,44 @@ def test_dropped_conditions_no_longer_matter() -> None:
     a, b = logits(source, text, None, drop), logits(source, other_text, None, drop)
     assert torch.equal(a[0], b[0])
     assert not torch.allclose(a[1], b[1])
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_further_images_leave_the_first_ones_places(rope: str) -> None:
+    """[image 1 | image 2 | text | target]: one image's rotary rows and learned positions stay as they were."""
+    one, two = config(ROPES[rope]), config(ROPES[rope], images=2)
+    n, length = one.image_tokens, one.text_tokens
+    kept = [*range(n), *range(2 * n, 3 * n + length)]
+    assert torch.equal(rope_table(two)[kept], rope_table(one))
+    rows, columns, is_text = grid_positions(two)
+    assert not is_text[: 2 * n].any()
+    if ROPES[rope].layout == "quadrants":
+        places = set(zip(rows[~is_text].tolist(), columns[~is_text].tolist(), strict=True))
+        assert len(places) >= 3 * n - 1  # a target row that predicts may share one place
+    first, second = model(one), model(two)
+    shared = {key: value for key, value in first.state_dict().items() if key != "pos_embeddings.segment.weight"}
+    second.load_state_dict(shared, strict=False)
+    if ROPES[rope].learned:
+        with torch.no_grad():
+            second.pos_embeddings.segment.weight[:3] = first.pos_embeddings.segment.weight
+        table = second.pos_embeddings(0, two.sequence_tokens)
+        assert torch.equal(table[kept], first.pos_embeddings(0, one.sequence_tokens))
+        assert not torch.equal(table[n : 2 * n], table[:n])
+
+
+def test_each_image_is_dropped_by_itself() -> None:
+    cfg = config(images=2)
+    gpt = model(cfg)
+    source, text, target = inputs(cfg)
+    changed = source.clone()
+    changed[:, cfg.image_tokens :] = (changed[:, cfg.image_tokens :] + 1) % cfg.vocab_size
+    second = torch.tensor([[False, True], [False, False]])
+    a, b = (gpt(codes, text, target, second).logits for codes in (source, changed))
+    assert torch.equal(a[0], b[0]) and not torch.allclose(a[1], b[1])
+    both = torch.tensor([True, False])  # one flag drops all images
+    assert torch.equal(
+        gpt(source, text, target, both).logits, gpt(source, text, target, both[:, None].repeat(1, 2)).logits
+    )
 
 
 def test_null_tables_are_buffers_no_optimiser_sees() -> None:

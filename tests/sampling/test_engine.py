@@ -11,7 +11,7 @@ import torch
 from editar.config import GPTConfig, RopeConfig, SamplingConfig
 from editar.errors import ConfigError
 from editar.models.gpt import GPT
-from editar.sampling.decode import SampleSeeds, generate
+from editar.sampling.decode import SampleSeeds, generate, generate_parallel
 from editar.sampling.engine import Engine
 from editar.sampling.linear import PackedLinear, pick_linear
 from editar.sampling.stats import copy_bandwidth
@@ -31,11 +31,12 @@ SETTINGS = {
 }
 
 
-def small_gpt(rope: str = "editar", kv_heads: int | None = None) -> GPT:
+def small_gpt(rope: str = "editar", kv_heads: int | None = None, sources: int = 1) -> GPT:
     torch.manual_seed(1)
     cfg = GPTConfig(
         dim=32, n_layer=2, n_head=4, n_kv_head=kv_heads, multiple_of=16, vocab_size=40, grid=4, text_tokens=5,
         text_dim=8, null_text_rows=5, teacher_dim=None, rope=ROPES[rope],
+        images=sources,
     )  # fmt: skip
     model = GPT(cfg).eval()
     for parameter in model.parameters():  # as large as trained ones, so that each part matters
@@ -77,6 +78,29 @@ def test_every_positional_design(rope: str, kv_heads: int | None) -> None:
     for name in ("greedy", "drawn"):
         fast, plain = both(small_gpt(rope, kv_heads), 3, SETTINGS[name])
         assert torch.equal(fast, plain)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_several_source_images(rope: str) -> None:
+    """Two sources, in some rows one of them dropped, with known codes and several samples of each."""
+    model = small_gpt(rope, sources=2)
+    first, text = conditions(3)
+    source = torch.cat([first, conditions(5)[0][2:]], dim=1)
+    drop = torch.tensor([[False, False], [False, True], [True, False]])
+    known = torch.where(torch.arange(16) % 3 == 0, first, -1)
+    for name in ("greedy", "drawn"):
+        cfg = SETTINGS[name]
+        options = {"drop_image": drop, "known_codes": known}
+        fast = Engine(model).generate(source, text, cfg, seeds(cfg, 3), **options)
+        assert torch.equal(fast, generate(model, source, text, cfg, seeds(cfg, 3), **options))
+        parallel, _ = generate_parallel(model, source, text, cfg, 8, seeds(cfg, 3), **options)
+        assert torch.equal(fast, parallel)
+        drawn = Engine(model).generate(source, text, cfg, seeds(cfg, 6), drop, samples=2)
+        twice = [tensor.repeat_interleave(2, 0) for tensor in (source, text)]
+        assert torch.equal(drawn, generate(model, *twice, cfg, seeds(cfg, 6), drop.repeat_interleave(2, 0)))
+    other = source.roll(1, 0)
+    source[:, 16:] = other[:, 16:]
+    assert not torch.equal(Engine(model).generate(source, text, cfg, seeds(cfg, 3), **options)[:1], fast[:1])
 
 
 def test_dropped_source_images(gpt: GPT) -> None:
