@@ -1,4 +1,4 @@
-"""Edits with two pictures: exact truth, honest counterfactuals, and wrong second pictures that ask for something else."""
+"""Edits with two pictures: exact truth, counterfactuals, and second pictures that ask for something else."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_wrong_second_pictures_ask_for_something_else(world: NanoPairs) -> None:
         wrong = type(plan)(plan.id, plan.task, plan.source, plan.target, plan.instruction, plan.index, other)
         assert not set(asked_of(wrong)) & set(asked_of(plan))
         assert not np.array_equal(render(wrong).more[0], render(plan).more[0])
-    with pytest.raises(ValueError, match="shows something else than .*; take more samples"):
+    with pytest.raises(ValueError, match=r"shows something else than .*; take more samples"):
         other_references(plans[:3])

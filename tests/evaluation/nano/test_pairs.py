@@ -78,8 +78,8 @@ def test_the_benchmark_gives_wrong_second_pictures(pairs_run: Path, tmp_path: Pa
         assert set(found.methods[0].groups["task"]) == set(NanoPairs.tasks)
         pictures[second] = np.asarray(Image.open(tmp_path / second / "images" / "heldout-000001.png"))
     assert not all(np.array_equal(pictures["given"], pictures[second]) for second in ("none", "other", "swapped"))
+    few = [f"checkpoint={pairs_run}", f"output_dir={tmp_path / 'few'}", "samples=3", "second=other"]
     with pytest.raises(ConfigError, match=r"samples=3: no other .* take more samples"):
-        few = [f"checkpoint={pairs_run}", f"output_dir={tmp_path / 'few'}", "samples=3", "second=other"]
         evaluate(load_config(EvalConfig, "eval", ["benchmark=nano_pairs", *few]))
 
 
