@@ -177,7 +177,7 @@ class EditPipeline(
             raise ConfigError("a mask needs an image, whose codes stay outside of it")
         size = self.cfg.image_size
         more = [np.asarray(resize_and_crop(read_picture(one), size)) for one in references]
-        if more and None in images:
+        if more and any(one is None for one in images):
             raise ConfigError("references need an image, which is what is edited")
         fitted = [
             None if one is None else fit_picture(read_picture(one), size, fit, region, other)

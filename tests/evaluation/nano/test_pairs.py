@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from editar.config import EditConfig, EvalConfig
@@ -15,6 +16,7 @@ from editar.edit import edit
 from editar.errors import ConfigError
 from editar.evaluation.run import evaluate
 from editar.runtime.entry import load_config
+from editar.runtime.files import load_weights, save_weights
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
 from editar.training.encoders import build_tokenizer
@@ -25,14 +27,16 @@ from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER, train_config
 
 @pytest.fixture(scope="module")
 def pairs_run(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT of four steps on edits with one and with two pictures."""
+    """A GPT of four steps on edits with one and with two pictures; its weights are then made as large as trained ones,
+    so that every picture matters."""
     folder = tmp_path_factory.mktemp("pairs") / "run"
     settings = ["data=nano_pairs", "drop.each_image=0.2", "steps=4", "eval_every=4"]
-    return train(
-        train_config(
-            f"output_dir={folder}", f"tokenizer.weights={tiny_tokenizer}", *settings, *TINY_TOKENIZER, *TINY_GPT
-        )
-    )
+    tiny = [*settings, *TINY_TOKENIZER, *TINY_GPT]
+    train(train_config(f"output_dir={folder}", f"tokenizer.weights={tiny_tokenizer}", *tiny))
+    weights, random = load_weights(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    large = {k: torch.randn(v.shape, generator=random) * 0.3 if v.ndim > 1 else v for k, v in weights.items()}
+    save_weights(large, folder / "model.safetensors", {"step": "4"})
+    return folder
 
 
 @pytest.fixture(scope="module")
