@@ -78,7 +78,8 @@ class NanoDataConfig:
 @dataclass
 class DataConfig(NanoDataConfig):
     """What the GPT is trained on. `train_samples` and `seed` belong to nano; `heldout_samples` are
-    shared evenly between the sources (the last rows of each; nano has its own held-out scenes)."""
+    shared evenly between the sources: the last rows of each, at most a tenth and at least one of them (nano has its
+    own held-out scenes)."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     cache: str | None = None  # folder of codes; null reads pixels and encodes them in the loop
