@@ -50,6 +50,16 @@ def test_anybodys_folder_gives_the_official_numbers(scored: Path) -> None:
     assert "natural animal" in method["by"]["category"]
 
 
+def test_a_flat_folder_called_after_the_ids_gives_the_same(scored: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for row in load_evaluation(scored).methods[0].rows:
+        shutil.copy(row["result"], flat / f"{row['id']}{Path(row['result']).suffix}")
+    evaluate(config(tmp_path / "out", f"results={flat}"))
+    first, second = (load_evaluation(path) for path in (scored, tmp_path / "out"))
+    assert first.means(first.methods[0]) == second.means(second.methods[0])
+
+
 def test_six_pictures_are_not_called_the_papers_table(scored: Path) -> None:
     text = (scored / "table1.txt").read_text()
     assert "tiny-editor *" in text
@@ -307,7 +317,7 @@ def test_a_damaged_picture_is_one_line_from_workers_too(tmp_path: Path, workers:
     ("overrides", "message"),
     [
         (["stage=all"], "stage=all needs checkpoint=FOLDER"),
-        (["results=x", "checkpoint=y"], "results=x is scored, not generated: give stage=score"),
+        (["results=x", "stage=generate"], "results=x is scored, not generated: leave out stage=generate"),
         (["stage=paint"], "stage=paint is not one of all, generate, score"),
         (["stage=score", "results=[1]"], r"results=\[1\] must be a path or {name: path"),
         (["prompt=draw"], "must hold one {} for the caption"),
