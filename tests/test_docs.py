@@ -154,7 +154,7 @@ def test_commands_compose(name: str) -> None:
     [
         "python -m editar.train output_dir=x judges.clip=null",
         "python -m editar.train gpt=xxxl output_dir=x",
-        "python -m editar.eval checkpoint=x output_dir=y +sampling.cfg_scal=2",
+        "python -m editar.eval checkpoint=x output_dir=y sampling.cfg_scal=2",
         "python -m editar.nothing",
         "python scripts/report.py outputs/a --no-such-option",
         "python scripts/plan_gpus.py gpt=xxxl",
