@@ -121,9 +121,10 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
     assert cells.header[1] == "structure ↓ (x1e3)"
     apart = layout(paper, [OurRow("ours", good.values, "6 pictures")], lambda value: f"<{value}>")
     assert {row[0]: row for row, _ in apart.rows}["PnPInversion"][2] == "<27.22>"
+    assert apart.rows[-1][0][0] == "ours *"  # and no differences below it
     assert markdown_table(paper, [good]).count("\n") == len(paper.rows) + 3
     hostile = replace(good, method="<img src=x> | a & b", incomparable="<b>few</b>")
-    *_, row, _, _, note = markdown_table(paper, [hostile]).split("\n")
+    *_, row, _, note = markdown_table(paper, [hostile]).split("\n")
     assert row.startswith(r"| &lt;img src=x&gt; \| a &amp; b * | 39.43 | 30.00 |")
     assert note.endswith("&lt;b&gt;few&lt;/b&gt;")
     assert r"\textbf{30.00}" in latex_table(paper, [good])
@@ -150,6 +151,7 @@ def test_the_json_table_is_strict_and_says_what_is_comparable() -> None:
     assert (second["comparable"], second["why_not"]) == (False, "6 pictures")
     assert first["values"]["psnr"] == "inf" and first["values"]["mse"] is second["values"]["mse"] is None
     assert first["minus_paper_editar"]["structure"] == 0 and first["minus_paper_editar"]["lpips"] is None
+    assert set(second["minus_paper_editar"].values()) == {None}
 
 
 def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> None:
