@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("source", help="weights file, run folder or hub id (owner/name:file)")
     parser.add_argument("out", help="folder to make; with --export-official the .pt file to write")
     parser.add_argument("--config", nargs="+", metavar="KEY=VALUE", help="settings of a GPT without an official size")
-    parser.add_argument("--tokenizer", help="VQ weights to put beside the GPT, so that editar.edit can use the folder")
+    parser.add_argument("--tokenizer", help="VQ weights, or a run's folder, so that editar.edit can use the result")
     parser.add_argument("--keep-optimizer", action="store_true", help="also keep AdamW state and step, to train on")
     parser.add_argument("--export-official", action="store_true", help="write EditAR's training checkpoint layout")
     options = parser.parse_args()

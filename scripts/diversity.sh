@@ -9,7 +9,7 @@ shift
 scored=()
 for seed in ${SEEDS:-0 1 2 3}; do
   run_eval benchmark="${BENCHMARK:-pie_bench}" root="${DATA:-null}" checkpoint="$checkpoint" method="seed_$seed" \
-    output_dir="$OUT/seed_$seed" +sampling.seed="$seed" "$@"
+    output_dir="$OUT/seed_$seed" sampling.seed="$seed" "$@"
   scored+=("$OUT/seed_$seed")
 done
 "$PYTHON" scripts/report.py "${scored[@]}" --title "Sample diversity" --out "$OUT/report.html"

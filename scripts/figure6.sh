@@ -8,7 +8,7 @@ source "$(dirname "$0")/eval.sh"
 scored=()
 for scale in ${SCALES:-1 1.5 2 3 5 7}; do
   run_eval benchmark="${BENCHMARK:-pie_bench}" root="${DATA:-null}" checkpoint="${1:?a run folder}" method="cfg_$scale" \
-    output_dir="$OUT/cfg_$scale" +sampling.cfg_scale="$scale" ${OVERRIDES-}
+    output_dir="$OUT/cfg_$scale" sampling.cfg_scale="$scale" ${OVERRIDES-}
   scored+=("$OUT/cfg_$scale")
 done
 "$PYTHON" scripts/report.py "${scored[@]}" --title "Figure 6: guidance" --out "$OUT/report.html"

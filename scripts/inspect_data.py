@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,7 +20,7 @@ from editar.data.loader import Item, Reader, TrainStream
 from editar.data.sample import BadRow
 from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError
-from editar.images import contact_sheet, save_image
+from editar.images import contact_sheet, picture_format, save_image
 from editar.runtime.entry import load_config, script
 from editar.runtime.log import say
 
@@ -34,8 +35,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=24, help="how many draws to show")
     parser.add_argument("--source", help="show rows of this source instead of draws of the mixture")
     parser.add_argument("--rows", default="0:24", help="with --source: which rows, FIRST:END")
-    parser.add_argument("--out", default="outputs/inspect_data.png")
+    parser.add_argument("--out", type=Path, default=Path("outputs/inspect_data.png"), help="a picture, or a folder")
     options = parser.parse_args()
+    out = options.out / "inspect_data.png" if options.out.is_dir() or not options.out.suffix else options.out
+    picture_format(out)
     cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
     sources = open_sources(cfg.data)
     readers = [Reader(source, None, cfg.image_size) for source in sources.values()]
@@ -58,8 +61,8 @@ def main() -> None:
     for item in items:
         for row, reason in item.replaced:
             say(f"bad row {row}: {reason}")
-    save_image(contact_sheet([sheet_row(item) for item in items]), options.out)
-    print(f"{len(items)} examples: {options.out}")
+    save_image(contact_sheet([sheet_row(item) for item in items]), out)
+    print(f"{len(items)} examples: {out}")
 
 
 def parse_slice(text: str) -> slice:

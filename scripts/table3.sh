@@ -2,7 +2,7 @@
 # Table 3: PIE-Bench with our checkpoint and with the baselines that can be run here, one table, one report.
 #   CHECKPOINT=checkpoints/editar-xl DATA=data/pie_bench [GPUS=8] scripts/table3.sh [key=value ...]
 # Needs the checkpoint (fetch_weights.py edit, convert_weights.py), PIE-Bench and the scoring networks (fetch_weights.py evaluate).
-# The arguments go to our run alone (+sampling.cfg_scale=2); OVERRIDES="networks.clip=null" go to every run.
+# The arguments go to our run alone (sampling.cfg_scale=2); OVERRIDES="networks.clip=null" go to every run.
 # BASELINES (instruct_pix2pix magicbrush) are run through diffusers (pip install -e '.[baselines]'). One that is not
 # here is left out, with a line that says what is missing; HF_HUB_OFFLINE=0 downloads it. FOLDERS
 # ("mgie=DIR seed_x_edit=DIR") are pictures made elsewhere.

@@ -156,7 +156,7 @@ def test_commands_compose(name: str) -> None:
     [
         "python -m editar.train output_dir=x judges.clip=null",
         "python -m editar.train gpt=xxxl output_dir=x",
-        "python -m editar.eval checkpoint=x output_dir=y +sampling.cfg_scal=2",
+        "python -m editar.eval checkpoint=x output_dir=y sampling.cfg_scal=2",
         "python -m editar.nothing",
         "python scripts/report.py outputs/a --no-such-option",
         "python scripts/plan_gpus.py gpt=xxxl",
@@ -191,7 +191,7 @@ RUN: dict[str, list[str]] = {
     "python -m editar.train experiment=editar_xl output_dir=runs/xl dry_run=true": [],
     "python -m editar.train data=folder": ["steps=1", "data.heldout_samples=1", *TINY_GPT[:-5], "global_batch=1"],
     "python -m editar.eval benchmark=folder root=FOLDER checkpoint=reference/nano output_dir=outputs/mine": [],
-    "python -m editar.eval benchmark=folder root=FOLDER stage=score results=FOLDER2": [],
+    "python -m editar.eval benchmark=folder root=FOLDER results=FOLDER2": [],
     "python scripts/export_nano.py pie_bench outputs/nano_pie --count 40": ["--count", "1"],
     "python scripts/report.py outputs/pie outputs/ip2p --out report.html": [],
     "python scripts/fetch_weights.py --list": [],

@@ -12,7 +12,7 @@ from editar.config.compose import explain, from_yaml, literal, override, read_ya
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
 from editar.config.entries import FITS, AppConfig, EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
-from editar.config.fields import check_choice, is_text
+from editar.config.fields import check_choice, is_open, is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.plain import CONFIG_DIR, from_plain, plain_training
 from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig

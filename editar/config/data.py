@@ -78,7 +78,8 @@ class NanoDataConfig:
 @dataclass
 class DataConfig(NanoDataConfig):
     """What the GPT is trained on. `train_samples` and `seed` belong to nano; `heldout_samples` are
-    shared evenly between the sources (the last rows of each; nano has its own held-out scenes)."""
+    shared evenly between the sources: the last rows of each, at most a tenth and at least one of them (nano has its
+    own held-out scenes)."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     images: int = setting(1, least=1, most=8)  # source images an edit may have; a row with fewer lacks the last ones

@@ -270,11 +270,11 @@ class EvalConfig:
     anybody's pictures.
 
     benchmark  one of configs/benchmark, whose files say what it is
-    root       the benchmark's folder; nano has none
+    root       the benchmark's folder; nano has none, and folder takes the one that the checkpoint was trained on
     stage      `generate` edits into output_dir/images (restartable, shared by the ranks of torchrun),
                `score` scores what is there, `all` does both
-    results    score these pictures instead: a folder or a JSON map {id: file}, or several as
-               '{name: FOLDER, other: FILE.json}'
+    results    score these pictures instead: a folder with ID.png or the benchmark's names, a JSON map {id: file}, or
+               several as '{name: FOLDER, other: FILE.json}'
     baseline   another system instead of a checkpoint, one of configs/baseline
     method     what the tables call the result; empty: the baseline's name, else `ours`
     """
@@ -295,6 +295,9 @@ class EvalConfig:
     evaluator: str = setting("current", choices=("current", "2023"))  # PIE-Bench: libraries of EditAR, of PnPInversion
     prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
     rows: int | None = setting(None, least=1)  # Table 2 and folder: only the first rows
+    # folder: the pairs that the checkpoint's training held out, or all; auto: the former where it was trained on them
+    pairs: str = setting("auto", choices=("auto", "heldout", "all"))
+    report: bool = False  # also write output_dir/report.html
     fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
     dtype: str = setting("auto", choices=("auto", *DTYPES))  # of the GPT, as in editar.edit
     score_batch: int = setting(16, least=1)
@@ -310,8 +313,10 @@ class EvalConfig:
         override(SamplingConfig(), self.sampling, "sampling")
         if self.prompt is not None and self.prompt.count("{}") != 1:
             raise ConfigError(f"prompt={self.prompt!r} must hold one {{}} for the caption")
-        if self.results and self.stage != "score":
-            raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
+        if self.results and self.stage == "generate":
+            raise ConfigError(f"results={self.results} is scored, not generated: leave out stage=generate")
+        if self.results:
+            self.stage = "score"
         self.baseline.check(self.benchmark, self.stage)
         if self.baseline.given and (self.checkpoint or self.sampling):
             raise ConfigError(

@@ -68,6 +68,13 @@ def _check_number(key: str, value: float, limits: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={value} must be {words} {ends[name]}")
 
 
+def is_open(cls: Any, key: str) -> bool:
+    """Whether the dotted `key` of config class `cls` lies in a section that holds only what is given, such as
+    `sampling` of editar.edit."""
+    section, _, name = key.partition(".")
+    return bool(name) and get_type_hints(cls).get(section) == dict[str, Any]
+
+
 def is_text(cls: Any, key: str) -> bool:
     """Whether the dotted `key` of config class `cls` is free text, a path or a name, which may hold any letters."""
     kind, limits = cls, {}

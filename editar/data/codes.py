@@ -205,4 +205,4 @@ def pack_picture(picture: np.ndarray, size: int = 256) -> bytes:
 
 
 def unpack_picture(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -29,6 +29,7 @@ from editar.errors import ConfigError
 from editar.images import batch_to_tensor, encode_image
 from editar.models.teacher import Teacher
 from editar.models.vq import VQModel
+from editar.runtime.device import usable_workers
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import atomic, write_json
 from editar.runtime.log import say
@@ -133,7 +134,9 @@ def build_cache(
             last = min((shard + 1) * SHARD_ROWS, wanted.rows)
             dataset = RawRows(source, range(shard * SHARD_ROWS, last), cfg.image_size, pack)
             records: list[dict[str, Any]] = []
-            for batch in DataLoader(dataset, batch_size=BATCH, collate_fn=list, num_workers=cfg.num_workers):
+            for batch in DataLoader(
+                dataset, batch_size=BATCH, collate_fn=list, num_workers=usable_workers(cfg.num_workers)
+            ):
                 encode([row for row in batch if row["bad"] is None], tokenizer, teacher, ranks.device)
                 records += batch
                 bar.update(len(batch))

@@ -9,36 +9,48 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from editar.errors import DataError
 from editar.runtime.files import parse_json
 
 KEYS = ("source", "target", "instruction")
+PICTURES = KEYS[:2]
 
 
 class FolderTable:
     """Rows with `source` and `target` as {"bytes", "path"} and `instruction`, like a parquet table."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Raises DataError for a file that cannot be read, and names the line of what is wrong in it."""
         self.folder = Path(folder)
-        listing = self.folder / "pairs.jsonl"
-        if not listing.is_file():
-            raise DataError(f"{listing}: no such file; write one line per pair with {', '.join(KEYS)}")
+        self.listing = self.folder / "pairs.jsonl"
+        if not self.listing.is_file():
+            raise DataError(f"{self.listing}: no such file; write one line per pair with {', '.join(KEYS)}")
         try:
-            text = listing.read_text(encoding="utf-8")
+            text = self.listing.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{listing}: not UTF-8 ({error}); save it as UTF-8") from None
-        self.lines = [line for line in text.split("\n") if line.strip()]  # JSON texts may hold other line breaks
+            raise DataError(f"{self.listing}: not UTF-8 ({error}); save it as UTF-8") from None
+        self.lines: list[str] = []
         self.columns = list(KEYS)
-        digest = hashlib.sha256(text.encode())
-        for number, line in enumerate(self.lines, 1):
-            digest.update(self._check(number, line).encode())
+        digest, absent = hashlib.sha256(text.encode()), list[str]()
+        for number, line in enumerate(text.split("\n"), 1):  # JSON texts may hold other line breaks
+            if line.strip():
+                row = self._parse(number, line)
+                for picture in (self.folder / row[key] for key in ("source", "target")):
+                    state = _state_of(picture)
+                    digest.update(state.encode())
+                    absent += [] if state else [f"line {number}: no picture {picture}"]
+                self.lines.append(line)
+        if absent:
+            more = f" ({len(absent)} of {2 * len(self.lines)} pictures are missing)" if len(absent) > 1 else ""
+            raise DataError(f"{self.listing} {absent[0]}{more}; add it or remove the line")
         self.revision = digest.hexdigest()[:16]  # also changes when a picture is replaced
 
-    def _check(self, number: int, line: str) -> str:
-        """Size and time of the line's pictures. Raises DataError."""
-        where = f"{self.folder}/pairs.jsonl line {number}"
+    def _parse(self, number: int, line: str) -> dict[str, Any]:
+        """Raises DataError."""
+        where = f"{self.listing} line {number}"
         try:
             row = parse_json(line)
         except ValueError as error:
@@ -46,23 +58,31 @@ class FolderTable:
         wrong = [key for key in KEYS if not isinstance(row, dict) or not isinstance(row.get(key), str)]
         if wrong:
             raise DataError(f"{where}: {', '.join(wrong)} missing or not text; every line needs {', '.join(KEYS)}")
-        return "".join(_state_of(self.folder / row[key]) for key in ("source", "target"))
+        return row
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def instruction(self, index: int) -> str:
+        return json.loads(self.lines[index])["instruction"]
+
+    def file(self, index: int, key: str) -> Path:
+        """The picture `source` or `target` of a row."""
+        return self.folder / json.loads(self.lines[index])[key]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = json.loads(self.lines[index])
         for key in ("source", "target"):
             path = self.folder / row[key]
-            data = path.read_bytes() if path.is_file() else b""  # an absent file is a bad row, not a crash
+            data = path.read_bytes() if path.is_file() else b""  # removed meanwhile: a bad row, not a crash
             row[key] = {"bytes": data, "path": str(path)}
         return row
 
 
 def _state_of(path: Path) -> str:
+    """Size and time of a file, "" for one that is absent or has no possible name."""
     try:
         found = path.stat()
-    except (OSError, ValueError):  # absent, or no possible name: a bad row when it is read
-        return "-\n"
-    return f"{found.st_size} {found.st_mtime_ns}\n"
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}\n" if S_ISREG(found.st_mode) else ""

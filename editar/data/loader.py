@@ -23,6 +23,7 @@ from editar.data.mixture import Mixture
 from editar.data.sample import BadRow, resize_pair
 from editar.data.sources import Source
 from editar.errors import DataError
+from editar.runtime.device import usable_workers
 from editar.runtime.log import say
 from editar.runtime.stop import SIGNALS
 
@@ -239,6 +240,7 @@ def ignore_stop_signals(worker: int) -> None:
 
 def batches(dataset: TrainStream | HeldoutRows, sampler: Any, workers: int, device: torch.device) -> Iterator[Batch]:
     """Iterate in order, read ahead by `workers` processes (0: in this one)."""
+    workers = usable_workers(workers)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,

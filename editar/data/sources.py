@@ -7,6 +7,7 @@ otherwise; every switch is described at `SourceConfig`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,12 @@ def columns(cfg: SourceConfig) -> list[str]:
     return PLAIN_COLUMNS[cfg.kind]
 
 
+def heldout_rows(rows: int, data: DataConfig) -> int:
+    """How many of a source's last rows are kept from training: an even share of `data.heldout_samples`, at most every
+    tenth row, at least one."""
+    return min(-(-data.heldout_samples // len(data.sources)), max(1, rows // 10))
+
+
 class Source:
     """A configured data set with random access: `source.pair(row)` -> Pair, or BadRow.
 
@@ -158,9 +165,9 @@ class Source:
 
     def __init__(self, name: str, cfg: SourceConfig, data: DataConfig) -> None:
         self.name, self.cfg = name, cfg
-        self.heldout = -(-data.heldout_samples // len(data.sources))
         self.table: Any = None  # stays None where only the codes are at hand
         if cfg.kind in NANO_WORLDS:
+            self.heldout = -(-data.heldout_samples // len(data.sources))
             world = NANO_WORLDS[cfg.kind]
             train = world("train", data.train_samples, data.seed, data.shape_counts)
             self.table = ConcatDataset([train, world("heldout", self.heldout, data.seed)])
@@ -173,15 +180,13 @@ class Source:
             self.table, self.revision, rows = table, table.revision, len(table)
         except DataError as error:
             stored = stored_manifest(data.cache, name)
-            if stored is None:
+            if stored is None or (cfg.kind == "folder" and Path(str(cfg.path)).is_dir()):
                 raise DataError(f"data.sources.{name}: {error}, or drop the source with ~data.sources.{name}") from None
             self.revision, rows = stored.revision, stored.rows
+        if rows < 2:
+            raise DataError(f"data.sources.{name}: {cfg.path} has {rows} rows; 2 are needed, one is held out")
+        self.heldout = heldout_rows(rows, data)
         self.size = rows - self.heldout
-        if self.size < 1:
-            raise DataError(
-                f"data.sources.{name}: {cfg.path} has {rows} rows and {self.heldout} of them are held out; "
-                "lower data.heldout_samples"
-            )
 
     def __len__(self) -> int:
         """Training rows."""

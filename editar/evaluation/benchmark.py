@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from editar.config import EvalConfig
+from editar.config import DataConfig, EvalConfig, TrainConfig, from_yaml
 from editar.errors import ConfigError
 from editar.generation.editors import Editor
 from editar.generation.generate import TRUNCATED, EditJob, Renderings
@@ -32,7 +32,7 @@ class Scorer(Protocol):
 
     def __call__(self, name: str, results: ResultFolder) -> MethodScores:
         """Rows in the order of the benchmark. Each holds `id`, `instruction`, the files `source` and `result`,
-        perhaps `mask`, and a number (NaN: undefined) per column that is not one of the whole result."""
+        perhaps `mask` and `target`, and a number (NaN: undefined) per column that is not one of the whole result."""
         ...
 
 
@@ -94,12 +94,16 @@ class Benchmark(ABC):
         return Path(self.cfg.output_dir) / kind
 
 
-def describe_row(
-    job: EditJob, results: ResultFolder, name: str, source: Path, mask: Path | None = None
-) -> dict[str, Any]:
-    """What a row says besides its numbers."""
-    files = {"source": str(source), "result": str(results.path(job.id, name))}
-    return {"id": job.id, "instruction": job.instruction, **files} | ({} if mask is None else {"mask": str(mask)})
+def training_data(cfg: EvalConfig) -> DataConfig | None:
+    """What the checkpoint was trained on, None where there is none or nothing says it. Raises ConfigError."""
+    config = Path(cfg.checkpoint or "") / "config.yaml"
+    return from_yaml(TrainConfig, config).data if cfg.checkpoint and config.is_file() else None
+
+
+def describe_row(job: EditJob, results: ResultFolder, name: str, source: Path, **files: Path) -> dict[str, Any]:
+    """What a row says besides its numbers; `files` are its `mask` and `target`, where it has them."""
+    found = {"source": source, "result": results.path(job.id, name), **files}
+    return {"id": job.id, "instruction": job.instruction} | {key: str(file) for key, file in found.items()}
 
 
 def smaller_than(made: dict[str, object] | None, size: int, verb: str) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """A method's pictures, wherever they lie: below a folder by the benchmark's names, or by id in a JSON map.
 
 FOLDER                       NAME.png (or .jpg, .webp) for every picture, as `stage=generate` writes them
+FOLDER/ID.png                the same, called by their ids alone
 FOLDER/annotation_images     the layout of PnPInversion's published outputs; FOLDER/images is ours
 FILE.json                    {"id": "path of the picture", ...}, paths relative to the file
 """
@@ -46,7 +47,7 @@ class ResultFolder:
     def path(self, id: str, name: str) -> Path:
         """Raises BenchmarkError when there is none."""
         if self.map is None:
-            return find_picture(self.root, name)
+            return find_picture(self.root, name, f"{id}.png")
         if id not in self.map:
             raise BenchmarkError(f"{self.source}: no picture for id {id}")
         if not self.map[id].is_file():
@@ -65,21 +66,23 @@ class ResultFolder:
     def check(self, names: dict[str, str]) -> None:
         """Every id of `names` (id -> name) has a picture, there are no others, and in a folder of ours all
         were made by the same run. Raises BenchmarkError that counts and names."""
-        found, missing = set(), []
+        found, missing = dict[str, Path](), []
         for id, name in names.items():
             try:
-                found.add(self.path(id, name).resolve())
+                found[id] = self.path(id, name).resolve()
             except BenchmarkError as error:
                 missing.append((name, error))
         if missing:
             text = f"{len(missing)} of {len(names)} results are missing, first {missing[0][0]} ({missing[0][1]})"
             advice = "; stage=generate makes the missing ones" if self.made else ""
             raise BenchmarkError(f"{self.source}: {text}{advice}")
+        check_once(self.source, found)
         if self.map is not None:
             extra: list[Any] = sorted(set(self.map) - set(names))
         else:
+            known = set(found.values())
             files = [path for path in sorted(self.root.rglob("*")) if path.is_file() and path.name[0] != "."]
-            extra = [path for path in files if path != self.root / MANIFEST and path.resolve() not in found]
+            extra = [path for path in files if path != self.root / MANIFEST and path.resolve() not in known]
         if extra:
             text = f"{len(extra)} files belong to no picture of the benchmark, first {extra[0]}"
             raise BenchmarkError(f"{self.source}: {text}")
@@ -87,16 +90,17 @@ class ResultFolder:
             self.made.check(self.path(id, name) for id, name in names.items())
 
 
-def find_picture(folder: Path, relative: str) -> Path:
-    """`folder/relative`, or the same name with another suffix (results are often kept as PNG).
+def find_picture(folder: Path, *names: str) -> Path:
+    """The first of `folder/name` that is there, or the same with another suffix (results are often kept as PNG).
 
     Raises BenchmarkError when there is none.
     """
-    path = folder / relative
-    for candidate in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
-        if candidate.is_file():
-            return candidate
-    raise BenchmarkError(f"{path}: no such result, nor one with {', '.join(SUFFIXES[:4])}")
+    for path in (folder / name for name in names):
+        for candidate in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+    other = "".join(f", nor {name}" for name in names[1:] if name != names[0])
+    raise BenchmarkError(f"{folder / names[0]}: no such result{other}, nor one with {', '.join(SUFFIXES[:4])}")
 
 
 def check_once(file: Path, map: dict[str, Path]) -> None:

@@ -80,6 +80,11 @@ class ClipSimilarity:
             values.append((100 * (picture * text).sum(-1)).clamp(min=0))
         return torch.cat(values).float().cpu()
 
+    @torch.no_grad()
+    def between(self, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
+        """100 x cosine of pictures with pictures, (B, H, W, 3) uint8 each -> (B,) float32 on the CPU."""
+        return (100 * (self._pictures(a) * self._pictures(b)).sum(-1)).float().cpu()
+
     def _pictures(self, images: np.ndarray) -> torch.Tensor:
         pixels = clip_pixels(images, self.model.config.vision_config.image_size).to(self.device)
         return _unit(self.model.get_image_features(pixel_values=pixels))

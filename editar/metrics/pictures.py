@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from editar.errors import BenchmarkError, UserError
 from editar.images import load_image
+from editar.runtime.device import usable_workers
 
 SIZE = 512  # of every public benchmark here
 
@@ -49,7 +50,7 @@ def load_in_batches(
     back as a value and is raised by the process that asked.
     """
     guarded = Mapped(partial(_load_or_error, pictures.load), pictures.items)
-    for batch in DataLoader(guarded, size, num_workers=workers, collate_fn=partial(_collate, collate)):
+    for batch in DataLoader(guarded, size, num_workers=usable_workers(workers), collate_fn=partial(_collate, collate)):
         if isinstance(batch, Exception):
             raise batch
         yield batch

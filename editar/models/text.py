@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from editar.config import TextConfig
 from editar.errors import ConfigError
+from editar.models.nano_t5 import NanoT5
 from editar.runtime.device import pick_dtype, send
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
@@ -22,7 +24,6 @@ from editar.runtime.log import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NANO_OFFSETS = (-1, 1, -2, 2)
 VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
 
 
@@ -45,15 +46,11 @@ class TextEncoder:
         self.truncated = 0
         if cfg.name == "nano":
             self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(cfg.max_tokens)
-            model = nano_t5(cfg, self.tokenizer.size)
+            self.model: nn.Module = NanoT5(cfg, self.tokenizer.size)
         else:
             self.tokenizer = HubTokenizer(cfg.name, cfg.max_tokens)
-            model = load_t5(cfg, device)
-        model.to(device=device, dtype=pick_dtype(cfg.dtype, device))  # type: ignore[call-arg]
-        self.model = model.eval().requires_grad_(False)
-        width = self.model.config.d_model
-        if width != cfg.dim:
-            raise ConfigError(f"text.dim={cfg.dim} but {cfg.name} gives {width}-d embeddings")
+            self.model = load_t5(cfg, device)
+        self.model.to(device=device, dtype=pick_dtype(cfg.dtype, device)).eval().requires_grad_(False)
 
     def tokenize(self, texts: list[str]) -> TextTokens:
         """Raw instructions -> ids and mask on the CPU; too long ones are cut with one warning each run."""
@@ -117,44 +114,11 @@ class HubTokenizer:
 
 
 def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:
+    """Raises ConfigError for embeddings of another width than `cfg.dim`."""
     from transformers import T5EncoderModel
 
-    return from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
-
-
-def nano_t5(cfg: TextConfig, vocabulary: int) -> PreTrainedModel:
-    """A small T5 encoder with random weights from a seed: context mixing without a download.
-
-    The relative-position table points head i at the NANO_OFFSETS[i]-th neighbour, so that a noun's
-    embedding also tells its adjective; with a random table every seed mixes other, mostly useless
-    words in (docs/log.md).
-    """
-    from transformers import T5Config, T5EncoderModel
-
-    shape = T5Config(
-        vocab_size=vocabulary, d_model=cfg.dim, d_kv=cfg.dim // cfg.nano_heads, d_ff=2 * cfg.dim,
-        num_layers=cfg.nano_layers, num_heads=cfg.nano_heads, relative_attention_num_buckets=32,
-        dropout_rate=0.0, feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.nano_seed)
-        model = T5EncoderModel(shape)
-        # Drawn here one by one, so the weights do not depend on how a transformers version fills them.
-        for name, parameter in sorted(model.named_parameters()):
-            if name.endswith("layer_norm.weight"):
-                parameter.data.fill_(1.0)
-            elif "relative_attention_bias" in name:
-                parameter.data.zero_()
-                for head in range(cfg.nano_heads):
-                    offset = NANO_OFFSETS[head % len(NANO_OFFSETS)]
-                    # T5's buckets: 0-7 the token itself and those before, 16 + n the n-th after it.
-                    parameter.data[abs(offset) + 16 * (offset > 0), head] = 5.0
-            elif "shared" in name or "embed_tokens" in name:
-                parameter.data.normal_(std=1.0)
-            else:
-                parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
-                if name.endswith("SelfAttention.q.weight"):  # T5 does not divide scores by sqrt(d_kv)
-                    parameter.data.mul_(shape.d_kv**-0.5)
-                elif name.endswith("DenseReluDense.wo.weight"):
-                    parameter.data.mul_(0.3)
+    model = from_pretrained(T5EncoderModel, cfg.name, dtype=pick_dtype(cfg.dtype, device))
+    width = model.config.d_model
+    if width != cfg.dim:
+        raise ConfigError(f"text.dim={cfg.dim} but {cfg.name} gives {width}-d embeddings")
     return model

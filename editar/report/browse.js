@@ -43,20 +43,22 @@ function best(data, entry, column) {
   return data.columns[column].higher ? Math.max(...known) : Math.min(...known);
 }
 
-function figure(data, entry, method) {
+function figure(title, uri, outline) {
   const holder = make("figure"), caption = make("figcaption");
-  const outline = entry.pictures && entry.pictures.outline;
-  const uri = entry.pictures && (method < 0 ? entry.pictures.source : entry.pictures.results[method]);
-  caption.append(make("b", "", method < 0 ? "source" : data.methods[method]));
-  if (method >= 0) {
-    data.columns.forEach((column, i) => {
-      const score = entry.scores[method][i], line = make("div");
-      if (number(score) === best(data, entry, i)) line.className = "best";
-      line.append(make("span", "", column.title), make("span", "", text(score)));
-      caption.append(line);
-    });
-  }
+  caption.append(make("b", "", title));
   holder.append(frame(uri, outline), caption);
+  return holder;
+}
+
+function result(data, entry, method) {
+  const pictures = entry.pictures || { results: [] };
+  const holder = figure(data.methods[method], pictures.results[method], pictures.outline);
+  data.columns.forEach((column, i) => {
+    const score = entry.scores[method][i], line = make("div");
+    if (number(score) === best(data, entry, i)) line.className = "best";
+    line.append(make("span", "", column.title), make("span", "", text(score)));
+    holder.lastChild.append(line);
+  });
   return holder;
 }
 
@@ -64,7 +66,11 @@ function article(data, entry) {
   const holder = make("article", "entry"), title = make("p", "", entry.text + " "), pictures = make("div", "pictures");
   const groups = data.groups.map((group, i) => group.names[entry.groups[i]]);
   title.append(make("small", "", [entry.id, ...groups].join(" · ")));
-  pictures.append(figure(data, entry, -1), ...data.methods.map((_, method) => figure(data, entry, method)));
+  for (const name of ["source", "target"]) {
+    const uri = entry.pictures && entry.pictures[name];
+    if (uri || name === "source") pictures.append(figure(name, uri, entry.pictures && entry.pictures.outline));
+  }
+  pictures.append(...data.methods.map((_, method) => result(data, entry, method)));
   holder.append(title, pictures);
   return holder;
 }

@@ -62,6 +62,7 @@ class Gallery:
         rows = [method.rows[i] for method in self.evaluation.methods]
         return {
             "source": self._uri(thumbnail_uri, load_image, rows[0]["source"]),
+            "target": self._uri(thumbnail_uri, load_image, rows[0]["target"]) if rows[0].get("target") else None,
             "results": [self._uri(thumbnail_uri, self.load_result, Path(row["result"])) for row in rows],
             "outline": self._uri(outline_uri, _load_mask, rows[0]["mask"]) if rows[0].get("mask") else None,
         }

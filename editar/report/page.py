@@ -20,31 +20,40 @@ from editar.tables.render import ARROWS, OurRow, best_of, layout, text_table, wr
 from editar.tables.scores import Column, Evaluation, paired_table
 from editar.tables.statistics import Comparison, Mean
 
+PICTURES = 300  # entries of a benchmark that are embedded with their pictures
 
-def write_comparison(scored: Sequence[ScoredFolder], out: Path, title: str, pictures: int) -> None:
-    """The page to `out`, the paper's tables beside it and to the terminal.
 
-    `pictures` is how many entries of each benchmark are embedded with their pictures. Raises
-    BenchmarkError for folders that must not stand side by side.
+def write_comparison(scored: Sequence[ScoredFolder], out: Path, title: str, pictures: int = PICTURES) -> None:
+    """The page to `out`, the paper's tables beside it and to the terminal; `pictures` as in `write_page`.
+
+    Raises BenchmarkError for folders that must not stand side by side.
     """
     evaluations = merge(scored)
     tables = table_rows(evaluations)
-    context = {
-        "title": title,
-        "made_by": provenance(),
-        "origins": [item.origin for item in scored],
-        "tables": [_paper_table(name, rows) for name, rows in tables.items()],
-        "sections": [_section(evaluation, pictures) for evaluation in evaluations],
-    }
-    template = page_template("page.html.j2")
-    size = f"{len(template.render(context).encode()) / 1e6:.1f} MB"
-    write_text(out, template.render(context, size=size))
     write_tables(tables, out.parent, f"{out.stem}_")
     for name, rows in tables.items():
         print(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
     for evaluation in evaluations:
         if len(evaluation.methods) > 1:
             print(f"{benchmark_class(evaluation.benchmark).title}, {paired_table(evaluation)}\n")
+    write_page(evaluations, [item.origin for item in scored], out, title, pictures)
+
+
+def write_page(
+    evaluations: Sequence[Evaluation], origins: Sequence[str], out: Path, title: str, pictures: int = PICTURES
+) -> None:
+    """A page about one evaluation per benchmark, made from `origins`. `pictures` is how many entries of each are
+    embedded with their pictures."""
+    context = {
+        "title": title,
+        "made_by": provenance(),
+        "origins": origins,
+        "tables": [_paper_table(name, rows) for name, rows in table_rows(evaluations).items()],
+        "sections": [_section(evaluation, pictures) for evaluation in evaluations],
+    }
+    template = page_template("page.html.j2")
+    size = f"{len(template.render(context).encode()) / 1e6:.1f} MB"
+    write_text(out, template.render(context, size=size))
     print(f"{out}: {size}, opens from disk")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from editar.errors import ConfigError
@@ -23,6 +25,12 @@ def pick_device(name: str, index: int = 0) -> torch.device:
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on `device`, without waiting for what a GPU still has to do (a copy from ordinary memory waits)."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def usable_workers(wanted: int) -> int:
+    """Of the worker processes that are asked for, as many as there are CPUs for this process: more of them would only
+    wait for each other, of which PyTorch warns."""
+    return min(wanted, len(os.sched_getaffinity(0)))
 
 
 def has_fast_bfloat16() -> bool:

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from editar.config import CONFIG_DIR, explain, is_text, literal, to_dataclass
+from editar.config import CONFIG_DIR, explain, is_open, is_text, literal, to_dataclass
 from editar.errors import ConfigError, LostProcess, UserError, one_line
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
@@ -54,10 +54,13 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
 def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
-    its quotes. Raises ConfigError for `???`, which OmegaConf cannot hold, and for a value without a key."""
+    its quotes. A key of an open section needs no plus sign. Raises ConfigError for `???`, which OmegaConf cannot hold,
+    and for a value without a key."""
     key, given, text = override.partition("=")
     if given and not key.strip("+~"):
         raise ConfigError(f"{override}: a setting is KEY=VALUE")
+    if given and is_open(cls, key):
+        return f"++{override}"
     if not given or not is_text(cls, key.lstrip("+")) or text == "null":
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them

@@ -66,7 +66,8 @@ class Cells:
 
 
 def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
-    """The paper's columns and order; best per column in bold; a line of differences under each of ours."""
+    """The paper's columns and order; best per column in bold; a line of differences under each of ours
+    that may be compared."""
     columns = list(zip(paper.columns, paper.units, paper.better, strict=True))
     header = ["method", *(f"{name} {ARROWS[better]} ({unit})" for name, unit, better in columns)]
     marks = {row.method: _marks(paper, row, ours) for row in paper.rows}
@@ -88,10 +89,11 @@ def layout(paper: PaperTable, ours: list[OurRow], bold: Bold) -> Cells:
         values: Values = dict(row.values)
         marker = " *" if incomparable else ""
         rows.append(([row.method + marker, *cells(values, {}, not incomparable)], True))
-        gaps = [_gap(values.get(name), reference.get(name)) for name in paper.columns]
-        rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
         if incomparable:
             reasons.setdefault(incomparable, []).append(row.method)
+        else:
+            gaps = [_gap(values.get(name), reference.get(name)) for name in paper.columns]
+            rows.append(([f"  minus the paper's {REFERENCE}", *gaps], True))
     notes = [f"* {', '.join(names)}: not comparable with the paper's rows: {why}" for why, names in reasons.items()]
     used = {mark for found in marks.values() for mark in found.values()}
     return Cells(header, rows, [*notes, *(text for mark, text in NOTES.items() if mark in used)])
@@ -153,9 +155,14 @@ def latex_table(paper: PaperTable, ours: list[OurRow]) -> str:
 
 
 def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
-    """Columns, the paper's rows and ours with all digits, differences to the paper's EditAR row, and why a
+    """Columns, the paper's rows and ours with all digits, differences to the paper's EditAR row, or why a
     row of ours must not be read against the paper's."""
     reference = _reference(paper, ours)
+
+    def gaps(row: OurRow) -> Values:
+        found = {name: _minus(row.values.get(name), reference.get(name)) for name in paper.columns}
+        return dict.fromkeys(found) if row.why_not(paper) else found
+
     columns = zip(paper.columns, paper.units, paper.better, strict=True)
     published = [{**vars(row), "values": paper.row(row.method)} for row in paper.rows]
     own = [
@@ -165,7 +172,7 @@ def json_table(paper: PaperTable, ours: list[OurRow]) -> str:
             "why_not": row.why_not(paper),
             "protocols": row.protocols,
             "values": {name: row.values.get(name) for name in paper.columns},
-            "minus_paper_editar": {name: _minus(row.values.get(name), reference.get(name)) for name in paper.columns},
+            "minus_paper_editar": gaps(row),
         }
         for row in ours
     ]

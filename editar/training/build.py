@@ -108,8 +108,7 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
         readers.append(Reader(source, cache, cfg.image_size, prepare, cfg.data.images))
     mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
-        shares = ", ".join(
-            f"{name} {100 * share:.1f} % of {len(sources[name])}" for name, share in mixture.shares.items()
-        )
-        say(f"data: {shares} rows; {sum(source.heldout for source in sources.values())} held out")
+        parts = [(name, share, sources[name]) for name, share in mixture.shares.items()]
+        shares = (f"{name} {100 * share:.1f} % ({len(s)} rows, {s.heldout} more held out)" for name, share, s in parts)
+        say(f"data: {', '.join(shares)}")
     return TrainStream(readers, mixture, cfg.seed), HeldoutRows(readers)

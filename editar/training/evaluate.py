@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from editar.data.loader import Batch, batches
+from editar.data.sources import NANO_WORLDS
 from editar.models.gpt import GPT
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run
@@ -18,29 +19,37 @@ from editar.training.losses import LossOutput
 from editar.training.preview import write_preview
 
 PREVIEWS = 16
+ALL = ""  # beside the names of sources and tasks
 
 
 @torch.no_grad()
 def heldout_losses(run: Run) -> dict[str, float]:
-    """Held-out token loss and accuracy, over all rows and per task; the training's code path, nothing
-    dropped, weights averaged where there is an average."""
+    """Held-out token loss and accuracy over all rows, and the loss per data source, of the nano world per task as well;
+    the training's code path, nothing dropped, weights averaged where there is an average."""
     run.gpt.eval()
-    sums: dict[str, np.ndarray] = {}  # task -> (loss, accuracy, rows)
+    sums: dict[str, np.ndarray] = {}  # ALL, source or task -> (loss, accuracy, rows)
     with run.ema.swapped() if run.ema is not None else nullcontext():
         for batch, counts in own_batches(run):
             text = run.encoders.text.embed(run.encoders.text.tokenize(batch.instructions))
             source, target = run.encoders.codes(batch.source), run.encoders.codes(batch.target)
             with run.autocast():
                 found: LossOutput = run.wrapped(source, text, target, batch.absent)
-            rows = zip(batch.tasks, found.nll.tolist(), found.accuracy.tolist(), strict=True)
-            for task, loss, hits in rows if counts else ():
-                sums[task] = sums.get(task, np.zeros(3)) + np.array([loss, hits, 1.0])
+            rows = zip(batch.ids, batch.tasks, found.nll.tolist(), found.accuracy.tolist(), strict=True)
+            for id, task, loss, hits in rows if counts else ():
+                for name in (ALL, *names_of(run, id, task)):
+                    sums[name] = sums.get(name, np.zeros(3)) + np.array([loss, hits, 1.0])
     parts = run.ranks.gather(sums)
-    tasks = sorted({task for part in parts for task in part})
-    totals = {task: np.sum([part[task] for part in parts if task in part], axis=0) for task in tasks}
-    loss, hits, count = np.sum(list(totals.values()), axis=0)
+    names = sorted({name for part in parts for name in part})
+    totals = {name: np.sum([part[name] for part in parts if name in part], axis=0) for name in names}
+    loss, hits, count = totals.pop(ALL)
     values = {"heldout_token": float(loss / count), "heldout_accuracy": float(hits / count)}
-    return values | {f"heldout_{task}": float(total[0] / total[2]) for task, total in totals.items()}
+    return values | {f"heldout_{name}": float(total[0] / total[2]) for name, total in totals.items()}
+
+
+def names_of(run: Run, id: str, task: str) -> set[str]:
+    """What a held-out row counts for: its source, and its task in the nano world."""
+    source = id.rpartition("/")[0]  # `Source.row_id`
+    return {source, task} if run.cfg.data.sources[source].kind in NANO_WORLDS else {source}
 
 
 def own_batches(run: Run) -> Iterator[tuple[Batch, bool]]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, to_yaml
+from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
 from editar.errors import CheckpointError, one_line
 from editar.models.gpt import GPT
+from editar.models.vq import VQModel
 from editar.runtime.entry import load_config
 from editar.runtime.files import atomic, check_state, checksum, parse_json, save_weights, write_json, write_text
 from editar.runtime.manifest import load_manifest
-from editar.weights.load import gpt_advice, judge
+from editar.weights.load import gpt_advice, judge, read_tokenizer, vq_advice
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
 
@@ -46,7 +49,8 @@ def import_weights(
     """Any checkpoint -> a folder with model.safetensors, source.json and, for a GPT, config.yaml.
 
     `overrides` describe the GPT as for editar.train (`experiment=... gpt=...`); official sizes need none.
-    With `tokenizer` the folder is complete for editar.edit. With `keep_optimizer` the AdamW state and the
+    With `tokenizer` (weights, or the folder of a run, whose settings it brings along) the folder is complete for
+    editar.edit. With `keep_optimizer` the AdamW state and the
     step become a checkpoint, from which `editar.train` goes on under the same settings. The folder appears by one
     rename and must not exist. Raises CheckpointError or ConfigError.
     """
@@ -54,10 +58,11 @@ def import_weights(
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
     state, info = read_checkpoint(source)
-    cfg = gpt_config(info, overrides, folder) if info.kind != "vq" else None
-    codes, found = read_checkpoint(tokenizer) if tokenizer is not None else ({}, None)
-    if found is not None and found.kind != "vq":
-        raise CheckpointError(f"{tokenizer}: a GPT, where a VQ tokenizer is wanted")
+    codes, found = read_tokenizer(tokenizer) if tokenizer is not None else ({}, None)
+    cfg = gpt_config(info, overrides, folder, tokenizer_settings(found)) if info.kind != "vq" else None
+    if cfg is not None and found is not None:
+        with torch.device("meta"):
+            judge(VQModel(cfg.tokenizer), codes, found, True, vq_advice(found.sizes, cfg.tokenizer))
     training = resumable_state(state, info, cfg) if keep_optimizer else None
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -74,15 +79,27 @@ def import_weights(
     return info
 
 
-def gpt_config(info: WeightsInfo, overrides: list[str] | None, folder: Path) -> TrainConfig | None:
-    """The configuration that fits these weights: given, beside them, or by official size; else None."""
+def tokenizer_settings(info: WeightsInfo | None) -> list[str]:
+    """The tokenizer's settings in the config.yaml beside its weights, as overrides; [] if there is none."""
+    beside = None if info is None else info.path.parent / "config.yaml"
+    if beside is None or not beside.is_file():
+        return []
+    section = read_yaml(beside).get("tokenizer", {})
+    return [f"tokenizer.{key}={json.dumps(value)}" for key, value in section.items() if key != "weights"]
+
+
+def gpt_config(
+    info: WeightsInfo, overrides: list[str] | None, folder: Path, tokenizer: Sequence[str] = ()
+) -> TrainConfig | None:
+    """The configuration that fits these weights: given, beside them, or by official size; else None. `tokenizer`:
+    settings that the given ones may change."""
     beside = info.path.parent / "config.yaml"
     if overrides is None and beside.is_file():
         return from_yaml(TrainConfig, beside)
     name = official_name(info.sizes)
     if overrides is None and name is None:
         return None
-    chosen = [f"output_dir={folder}", *(overrides or ["experiment=editar_xl", f"gpt={name}"])]
+    chosen = [f"output_dir={folder}", *tokenizer, *(overrides or ["experiment=editar_xl", f"gpt={name}"])]
     if info.kind == "gpt_editar" and info.sizes["teacher_dim"] is None:
         chosen.append("teacher=none")
     cfg = load_config(TrainConfig, "train", chosen)

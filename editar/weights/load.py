@@ -71,14 +71,20 @@ def load_gpt(gpt: GPT, source: str | Path, strict: bool = False) -> LoadReport:
 
 
 def load_vq(vq: nn.Module, source: str | Path) -> LoadReport:
-    """Put weights into `vq`, a models.vq.VQModel; of a GPT's run folder, its tokenizer.safetensors."""
+    """Put weights into `vq`, a models.vq.VQModel."""
+    state, info = read_tokenizer(source)
+    cfg: TokenizerConfig = vq.cfg  # type: ignore[assignment]
+    return copy_into(vq, state, info, False, vq_advice(info.sizes, cfg), [])
+
+
+def read_tokenizer(source: str | Path) -> tuple[State, WeightsInfo]:
+    """`read_checkpoint` of a VQ tokenizer; of a GPT's run folder, its tokenizer.safetensors."""
     if (Path(source) / "tokenizer.safetensors").is_file():
         source = Path(source) / "tokenizer.safetensors"
     state, info = read_checkpoint(source)
     if info.kind != "vq":
         raise CheckpointError(f"{source}: a GPT, where a VQ tokenizer is wanted")
-    cfg: TokenizerConfig = vq.cfg  # type: ignore[assignment]
-    return copy_into(vq, state, info, False, vq_advice(info.sizes, cfg), [])
+    return state, info
 
 
 def copy_into(

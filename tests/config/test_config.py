@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from editar.config import EvalConfig, SamplingConfig, TokenizerTrainConfig, override
+from editar.config import EditConfig, EvalConfig, SamplingConfig, TokenizerTrainConfig, override
 from editar.errors import ConfigError
 from editar.runtime.entry import load_config
 from tests.helpers.tiny import ROOT, run_module, train_config
@@ -73,9 +73,14 @@ def test_output_dir_is_mandatory() -> None:
         load_config(TokenizerTrainConfig, "train_tokenizer", [])
 
 
-def test_eval_accepts_sampling_overrides() -> None:
-    cfg = load_config(EvalConfig, "eval", ["checkpoint=a", "output_dir=b", "+sampling.cfg_scale=2"])
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_sampling_overrides_need_no_plus(plus: str) -> None:
+    cfg = load_config(EvalConfig, "eval", ["checkpoint=a", "output_dir=b", f"{plus}sampling.cfg_scale=2"])
     assert cfg.sampling == {"cfg_scale": 2}
+    edit = ["checkpoint=a", "image=b", "instruction=c", "sampling.seed=1", f"{plus}sampling.top_k=5"]
+    assert load_config(EditConfig, "edit", edit).sampling == {"seed": 1, "top_k": 5}
+    with pytest.raises(ConfigError, match="unknown key 'cfg_scal'"):
+        load_config(EvalConfig, "eval", ["checkpoint=a", "output_dir=b", f"{plus}sampling.cfg_scal=2"])
 
 
 def test_override_checks_keys_and_types() -> None:

@@ -169,14 +169,11 @@ def test_a_folder_of_own_pairs(tmp_path: Path) -> None:
     for name, photo in (("cat.png", photos.chelsea()), ("coffee.jpg", photos.coffee())):
         Image.fromarray(photo).save(tmp_path / name)
     lines = [{"source": "cat.png", "target": "coffee.jpg", "instruction": "make it coffee", "by": "me"}] * 3
-    lines[1] = {**lines[1], "target": "gone.png"}
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     data = config("data=folder", f"data.sources.folder.path={tmp_path}", "data.heldout_samples=1").data
     source = open_sources(data)["folder"]
     assert len(source) == 2
     assert source.pair(0).texts.instructions == ("make it coffee",)
-    with pytest.raises(BadRow, match="target holds no image bytes"):
-        source.pair(1)
     (tmp_path / "pairs.jsonl").write_text('{"source": "cat.png"}')
     with pytest.raises(DataError, match=r"line 1: target, instruction missing or not text"):
         Source("folder", data.sources["folder"], data)
@@ -201,11 +198,32 @@ def test_own_pairs_with_any_text(tmp_path: Path) -> None:
         open_sources(data)
 
 
-def test_too_few_rows_for_the_held_out_part(tmp_path: Path) -> None:
-    folder = miniature.write_pipe(tmp_path / "pipe", 4)
-    data = DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=4)
-    with pytest.raises(DataError, match=r"has 4 rows and 4 of them are held out; lower data\.heldout_samples"):
+def test_missing_pictures_are_named_with_their_line_at_the_start(tmp_path: Path) -> None:
+    Image.fromarray(photos.chelsea()).save(tmp_path / "cat.png")
+    line = {"source": "cat.png", "target": "cat.png", "instruction": "make it coffee"}
+    lines = [json.dumps(line), "", json.dumps({**line, "target": "gone.png"}), json.dumps(line)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    data = config("data=folder", f"data.sources.folder.path={tmp_path}").data
+    with pytest.raises(DataError, match=r"pairs\.jsonl line 3: no picture .*/gone\.png; add it or remove the line"):
         open_sources(data)
+    lines[-1] = json.dumps({**line, "source": "a\0b.png"})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"line 3: .*gone\.png \(2 of 6 pictures are missing\)"):
+        open_sources(data)
+
+
+def test_small_sets_keep_nine_tenths_for_training(tmp_path: Path) -> None:
+    def heldout(rows: int, samples: int) -> int:
+        folder = miniature.write_pipe(tmp_path / f"pipe_{rows}", rows)
+        data = DataConfig(sources={"pipe": SourceConfig("pipe", path=str(folder))}, heldout_samples=samples)
+        source = open_sources(data)["pipe"]
+        assert len(source) + source.heldout == rows
+        return source.heldout
+
+    assert [heldout(40, 256), heldout(39, 256), heldout(40, 3)] == [4, 3, 3]
+    assert heldout(4, 256) == 1  # too few for a tenth, but losses and the sample grid need a pair
+    with pytest.raises(DataError, match="has 1 rows; 2 are needed, one is held out"):
+        heldout(1, 1)
 
 
 @pytest.mark.parametrize(("kind", "structs"), [("seed_unsplash", False), ("multigen_depth", True)])

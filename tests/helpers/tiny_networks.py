@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -45,6 +46,25 @@ def write_hub_segmenter(folder: Path) -> Path:
     )
     MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
     MaskFormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP of a few thousand random weights and a tokenizer of single letters, as saved on disk."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
+
+    folder.mkdir(exist_ok=True)
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+    words = ["<unk>", *letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(words), "max_position_embeddings": 24, "eos_token_id": len(words) - 1}
+    vision = small | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
     return folder
 
 

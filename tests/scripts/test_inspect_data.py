@@ -25,11 +25,12 @@ def test_rows_of_one_source_and_its_bad_ones(tmp_path: Path) -> None:
     folder = miniature.write_pipe(tmp_path / "pipe", 8, corrupt=(1,))
     others = [f"~data.sources.{n}" for n in ("multigen_depth", "multigen_canny", "cocostuff", "seed_unsplash")]
     settings = ["data=editar", "data.heldout_samples=1", f"data.sources.pipe.path={folder}", *others]
-    options = ["--source", "pipe", "--rows", "0:4", "--out", str(tmp_path / "sheet.png")]
+    options = ["--source", "pipe", "--rows", "0:4", "--out", str(tmp_path / "sheets")]
     done = run_module("scripts/inspect_data.py", *options, *settings)
     assert done.returncode == 0, done.stderr
     assert "bad row pipe/1: " in done.stderr
-    assert "3 examples" in done.stdout
+    assert f"3 examples: {tmp_path / 'sheets' / 'inspect_data.png'}" in done.stdout
+    assert Image.open(tmp_path / "sheets" / "inspect_data.png").size[1] == 3 * 192 + 2 * 4
 
 
 def test_an_unknown_source_is_named(tmp_path: Path) -> None:

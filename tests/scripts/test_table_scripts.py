@@ -59,7 +59,7 @@ def recorded(tmp_path: Path, script: str, *arguments: str, **settings: str) -> t
 def test_baselines_of_table_3_compose(tmp_path: Path) -> None:
     """The script's commands without their work: what it gives to the baselines fits them."""
     settings = {"DATA": "data", "OVERRIDES": "networks.clip=null", "FOLDERS": "mgie=pictures"}
-    runs, report = recorded(tmp_path, "table3.sh", "+sampling.cfg_scale=2", **settings)
+    runs, report = recorded(tmp_path, "table3.sh", "sampling.cfg_scale=2", **settings)
     assert [run.method for run in runs] == ["ours", "InstructPix2Pix", "MagicBrush", "mgie"]
     assert [run.sampling for run in runs] == [{"cfg_scale": 2}, {}, {}, {}]
     assert [run.baseline.pipeline for run in runs[1:3]] == ["instruct_pix2pix"] * 2

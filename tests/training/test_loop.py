@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from editar.config import OptimConfig, TrainConfig
@@ -37,7 +38,30 @@ def test_run_folder_holds_what_edit_and_eval_need(tiny_run: Path) -> None:
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 4]
     assert {"token", "distill", "grad_norm", "lr"} <= rows[0].keys()
-    assert {"heldout_token", "heldout_accuracy", "heldout_canny"} <= rows[-1].keys()
+    assert {"heldout_token", "heldout_accuracy", "heldout_nano", "heldout_canny"} <= rows[-1].keys()
+    assert rows[-1]["heldout_nano"] == rows[-1]["heldout_token"]
+
+
+def test_two_sources_of_one_kind_have_losses_of_their_own(
+    tmp_path: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = ["data=folder", "~data.sources.folder"]
+    for number, name in enumerate(("mine", "yours")):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (64, 64), ("red", "blue")[number]).save(folder / "a.png")
+        line = json.dumps({"source": "a.png", "target": "a.png", "instruction": "wait"})
+        (folder / "pairs.jsonl").write_text(f"{line}\n" * (20 + 10 * number))
+        sources += [f"+source@data.sources.{name}=folder", f"data.sources.{name}.path={folder}"]
+    run = train_tiny(tmp_path / "run", tiny_tokenizer, *sources, "steps=1", "teacher=none")
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {name for name in row if name.startswith("heldout_")} == {
+        "heldout_token", "heldout_accuracy", "heldout_mine", "heldout_yours"
+    }  # fmt: skip
+    assert row["heldout_mine"] != row["heldout_yours"]
+    assert row["heldout_token"] == pytest.approx((2 * row["heldout_mine"] + 3 * row["heldout_yours"]) / 5)
+    said = "mine 50.0 % (18 rows, 2 more held out), yours 50.0 % (27 rows, 3 more held out)"
+    assert f"data: {said}" in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path, tiny_tokenizer: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,26 @@ def test_an_imported_folder_edits(tmp_path: Path) -> None:
     assert (source["kind"], source["steps"], source["licence"]) == ("gpt_editar", 2, None)
     with pytest.raises(CheckpointError, match="exists already"):
         import_weights(RELEASE, tmp_path / "run", TINY)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "gpt"])
+def test_the_tokenizer_may_be_the_folder_of_a_run(
+    kind: str, tmp_path: Path, tiny_run: Path, tiny_tokenizer: Path
+) -> None:
+    """Its settings come along, so nothing of them has to be given; a file of another shape is refused."""
+    weights, out = tmp_path / "gpt.safetensors", tmp_path / "out"
+    shutil.copy(tiny_run / "model.safetensors", weights)
+    settings = [text for text in tiny.tiny_overrides(out, tiny_tokenizer)[1:] if not text.startswith("tokenizer.")]
+    folder = {"tokenizer": tiny_tokenizer, "gpt": tiny_run}[kind]
+    convert(weights, out, "--tokenizer", str(folder), "--config", *settings)
+    own, theirs = (EditPipeline.from_pretrained(path, "cpu", {"greedy": True}) for path in (out, tiny_run))
+    assert replace(own.cfg.tokenizer, weights=None) == replace(theirs.cfg.tokenizer, weights=None)
+    picture = Image.new("RGB", (64, 64), "red")
+    edits = [np.asarray(pipeline(picture, "make it blue")[0]) for pipeline in (own, theirs)]
+    np.testing.assert_array_equal(*edits)
+    with pytest.raises(CheckpointError, match="these weights need tokenizer"):
+        import_weights(weights, tmp_path / "no", [*tiny.tiny_overrides(out, tiny_tokenizer)[1:]], tokenizer=str(VQ))
+    assert not (tmp_path / "no").exists()
 
 
 def write_pairs(folder: Path, count: int) -> Path:

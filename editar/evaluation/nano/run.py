@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from editar.config import EvalConfig, TrainConfig, from_yaml
+from editar.config import EvalConfig
 from editar.data.nano.world import NanoWorld, render
 from editar.data.sample import EditSample
 from editar.errors import BenchmarkError
-from editar.evaluation.benchmark import Benchmark, describe_row
+from editar.evaluation.benchmark import Benchmark, describe_row, training_data
 from editar.evaluation.nano.scoring import COLUMNS, PROTOCOL, groups_of, mistakes, score_edit, shuffled
 from editar.generation.editors import Editor, ModelEditor
 from editar.generation.generate import EditJob
@@ -106,15 +106,14 @@ class NanoScorer:
             raise BenchmarkError(f"{results.path(job.id, name)}: {output.shape[:2]}, the nano world is 64x64")
         ceiling = (results.made.file.parent if results.made else results.source) / "ceiling" / name
         best = 100.0 * score_edit(plan, np.asarray(load_image(ceiling))).success if ceiling.is_file() else math.nan
-        return describe_row(job, results, name, source, mask) | score_edit(plan, output).row() | {CEILING.name: best}
+        numbers = score_edit(plan, output).row() | {CEILING.name: best}
+        return describe_row(job, results, name, source, mask=mask) | numbers
 
 
 def seed_of(cfg: EvalConfig) -> int:
     """`data_seed`, or that of the checkpoint's training data, whose held-out scenes it has never seen."""
-    config = Path(cfg.checkpoint or "") / "config.yaml"
-    if cfg.data_seed is not None or not cfg.checkpoint or not config.is_file():
-        return cfg.data_seed or 0
-    return from_yaml(TrainConfig, config).data.seed
+    data = training_data(cfg) if cfg.data_seed is None else None
+    return (cfg.data_seed or 0) if data is None else data.seed
 
 
 def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 32) -> np.ndarray:

@@ -65,7 +65,7 @@ class PieScorer:
         benchmark, items = self.benchmark, self.benchmark.items
         masks = benchmark.thumbnails("masks")
         rows = [
-            describe_row(job, results, item.path, benchmark.source_file(item), masks / f"{item.id}.png") | values
+            describe_row(job, results, item.path, benchmark.source_file(item), mask=masks / f"{item.id}.png") | values
             for job, item, values in zip(benchmark.jobs(), items, self.values(results), strict=True)
         ]
         groups = {

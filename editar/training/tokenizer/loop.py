@@ -15,7 +15,7 @@ from editar.data.sample import EditSample
 from editar.errors import TrainingError
 from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
 from editar.models.vq import VQModel
-from editar.runtime.device import pick_device
+from editar.runtime.device import pick_device, usable_workers
 from editar.runtime.files import check_run_folder, load_state, save_weights, some, write_json, write_run_folder
 from editar.runtime.lock import sole_run
 from editar.runtime.log import MetricLogger, say
@@ -42,7 +42,7 @@ def image_loader(cfg: TokenizerTrainConfig) -> DataLoader:
     """Fresh nano pictures for every step; sample i is the same whatever the number of workers."""
     pairs = max(1, cfg.batch_size // 2)
     world = NanoWorld("train", cfg.steps * pairs, cfg.data.seed)
-    return DataLoader(world, batch_size=pairs, collate_fn=both_images, num_workers=cfg.num_workers)
+    return DataLoader(world, batch_size=pairs, collate_fn=both_images, num_workers=usable_workers(cfg.num_workers))
 
 
 def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -28,6 +27,7 @@ from editar.metrics.lpips_clip import ClipSimilarity, Lpips, clip_pixels
 from editar.metrics.networks import unofficial
 from editar.metrics.ssim import ms_ssim, mse, psnr, ssim
 from editar.runtime.files import load_weights, save_weights
+from tests.helpers.tiny_networks import write_clip
 
 CPU = torch.device("cpu")
 
@@ -199,22 +199,7 @@ def test_lpips_from_torchvision_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of a few thousand random weights and a tokenizer of single letters, as saved on disk."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
-    words = ["<unk>", *letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizerFast.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = small | {"vocab_size": len(words), "max_position_embeddings": 24, "eos_token_id": len(words) - 1}
-    vision = small | {"image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_is_a_hundred_cosines(clip_folder: Path) -> None:
@@ -230,6 +215,8 @@ def test_clip_is_a_hundred_cosines(clip_folder: Path) -> None:
             )
         cosine = output.logits_per_image.item() / clip.model.logit_scale.exp().item()
         assert values[i].item() == pytest.approx(max(0.0, 100 * cosine), abs=1e-3)
+    torch.testing.assert_close(clip.between(given.results, given.results), torch.full((4,), 100.0))
+    assert (clip.between(given.results, 255 - given.results) < 99.9).all()
 
 
 def test_a_clip_without_some_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def test_anybodys_folder_gives_the_official_numbers(scored: Path) -> None:
     assert "natural animal" in method["by"]["category"]
 
 
+def test_a_flat_folder_called_after_the_ids_gives_the_same(scored: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for row in load_evaluation(scored).methods[0].rows:
+        shutil.copy(row["result"], flat / f"{row['id']}{Path(row['result']).suffix}")
+    evaluate(config(tmp_path / "out", f"results={flat}"))
+    first, second = (load_evaluation(path) for path in (scored, tmp_path / "out"))
+    assert first.means(first.methods[0]) == second.means(second.methods[0])
+
+
 def test_six_pictures_are_not_called_the_papers_table(scored: Path) -> None:
     text = (scored / "table1.txt").read_text()
     assert "tiny-editor *" in text
@@ -111,9 +121,10 @@ def test_tables_mark_the_best_and_the_distance_to_the_paper() -> None:
     assert cells.header[1] == "structure ↓ (x1e3)"
     apart = layout(paper, [OurRow("ours", good.values, "6 pictures")], lambda value: f"<{value}>")
     assert {row[0]: row for row, _ in apart.rows}["PnPInversion"][2] == "<27.22>"
+    assert apart.rows[-1][0][0] == "ours *"  # and no differences below it
     assert markdown_table(paper, [good]).count("\n") == len(paper.rows) + 3
     hostile = replace(good, method="<img src=x> | a & b", incomparable="<b>few</b>")
-    *_, row, _, _, note = markdown_table(paper, [hostile]).split("\n")
+    *_, row, _, note = markdown_table(paper, [hostile]).split("\n")
     assert row.startswith(r"| &lt;img src=x&gt; \| a &amp; b * | 39.43 | 30.00 |")
     assert note.endswith("&lt;b&gt;few&lt;/b&gt;")
     assert r"\textbf{30.00}" in latex_table(paper, [good])
@@ -140,6 +151,7 @@ def test_the_json_table_is_strict_and_says_what_is_comparable() -> None:
     assert (second["comparable"], second["why_not"]) == (False, "6 pictures")
     assert first["values"]["psnr"] == "inf" and first["values"]["mse"] is second["values"]["mse"] is None
     assert first["minus_paper_editar"]["structure"] == 0 and first["minus_paper_editar"]["lpips"] is None
+    assert set(second["minus_paper_editar"].values()) == {None}
 
 
 def test_editing_goes_on_where_it_stopped(tiny_run: Path, tmp_path: Path) -> None:
@@ -307,7 +319,7 @@ def test_a_damaged_picture_is_one_line_from_workers_too(tmp_path: Path, workers:
     ("overrides", "message"),
     [
         (["stage=all"], "stage=all needs checkpoint=FOLDER"),
-        (["results=x", "checkpoint=y"], "results=x is scored, not generated: give stage=score"),
+        (["results=x", "stage=generate"], "results=x is scored, not generated: leave out stage=generate"),
         (["stage=paint"], "stage=paint is not one of all, generate, score"),
         (["stage=score", "results=[1]"], r"results=\[1\] must be a path or {name: path"),
         (["prompt=draw"], "must hold one {} for the caption"),
