@@ -15,4 +15,4 @@ from editar.config.evaluation import NetworkSources
 from editar.config.fields import check_choice, is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.plain import CONFIG_DIR, from_plain, plain_training
-from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+from editar.config.training import LoraConfig, LossConfig, OptimConfig, SamplingConfig, WandbConfig

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editar.config.baseline import BaselineConfig
-from editar.config.checks import check_gpt, check_tokenizer
+from editar.config.checks import check_gpt, check_lora, check_text, check_tokenizer
 from editar.config.compose import override
 from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, NanoDataConfig
 from editar.config.evaluation import ConditionNetworks, NetworkSources
 from editar.config.fields import setting
 from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TextPlace, TokenizerConfig
-from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+from editar.config.training import LoraConfig, LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
 
 MISSING: Any = "???"  # omegaconf.MISSING, without importing it
@@ -67,6 +67,7 @@ class TrainConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig, metadata={"may_change": True})
 
@@ -76,6 +77,8 @@ class TrainConfig:
         self._fill_gpt()
         check_gpt(self.gpt)
         self.data.check()
+        check_text(self.text)
+        check_lora(self.lora, self.init_from, self.parallel, self.precision)
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ConfigError("optim.name=muon needs whole matrices, parallel=fsdp shards them; take adamw or ddp")
         total = self.drop.text + self.drop.image + self.drop.both
@@ -167,6 +170,7 @@ class EditConfig:
     instruction: str | None = ""
     edits: str | None = None
     checkpoint: str = MISSING
+    lora: str | None = None  # run folder or hub id of an adapter that was trained on this checkpoint
     task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
     from_photo: bool = False
     output: str = "outputs/edit.png"
@@ -234,6 +238,7 @@ class EvalConfig:
     """
 
     checkpoint: str | None = None
+    lora: str | None = None  # an adapter trained on the checkpoint, as in editar.edit
     output_dir: str = MISSING
     benchmark: str = setting("nano", text=False)
     root: str | None = None
@@ -266,9 +271,9 @@ class EvalConfig:
         if self.results and self.stage != "score":
             raise ConfigError(f"results={self.results} is scored, not generated: give stage=score")
         self.baseline.check(self.benchmark, self.stage)
-        if self.baseline.given and (self.checkpoint or self.sampling):
+        if self.baseline.given and (self.checkpoint or self.lora or self.sampling):
             raise ConfigError(
-                "baseline takes neither checkpoint nor sampling; its settings are baseline.steps=... etc."
+                "baseline takes neither checkpoint nor lora nor sampling; its settings are baseline.steps=... etc."
             )
         if self.stage != "score" and not self.checkpoint and not self.baseline.given:
             raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER or baseline=NAME")

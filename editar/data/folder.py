@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class FolderTable:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def instructions(self) -> Iterator[str]:
+        return (json.loads(line)["instruction"] for line in self.lines)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = json.loads(self.lines[index])
