@@ -97,7 +97,7 @@ def costs(run: Run) -> Costs:
     peak = peak_flops(run.ranks.device)
     return Costs(
         tokens=run.cfg.gpt.sequence_tokens - 1,
-        flops=training_flops(run.cfg.gpt),
+        flops=training_flops(run.cfg.gpt, frozen=run.cfg.lora.rank > 0),
         peak_flops=None if peak is None else peak * run.ranks.size,
     )
 

@@ -32,8 +32,8 @@ PREFIX = "base_model.model."  # what peft's files put before the names of the mo
 def open_run(
     path: str | Path, revision: str | None = None, lora: str | Path | None = None
 ) -> tuple[TrainConfig, GPT, VQModel]:
-    """Config, GPT and tokenizer of a run folder, or of such a repository of the hub, on the CPU in float32. An adapter in
-    the folder `lora` is merged in; text and sampling settings are then the adapter's."""
+    """Config, GPT and tokenizer of a run folder, or of such a repository of the hub, on the CPU in float32. An adapter
+    in the folder `lora` is merged in; text and sampling settings are then the adapter's."""
     folder = local_folder(path, FILES, revision)
     for name in FILES:
         if not (folder / name).is_file():

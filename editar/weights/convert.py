@@ -92,7 +92,9 @@ def merge_adapter(base: str | Path, lora: str | Path, folder: str | Path) -> Non
         write_text(partial / "config.yaml", to_yaml(cfg))
         save_weights(gpt.state_dict(), partial / "model.safetensors")
         save_weights(tokenizer.state_dict(), partial / "tokenizer.safetensors")
-        write_json(partial / "source.json", {"source": str(base), "lora": str(lora), **adapter_header(adapter_folder(lora))})
+        write_json(
+            partial / "source.json", {"source": str(base), "lora": str(lora), **adapter_header(adapter_folder(lora))}
+        )
 
 
 @contextmanager
