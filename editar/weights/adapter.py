@@ -55,10 +55,9 @@ def adapter_folder(lora: str | Path) -> Path:
     """Its folder here. Raises CheckpointError for one that holds no adapter."""
     folder = local_folder(lora, ADAPTER_FILES)
     if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
-        whole = "it is a whole model: give checkpoint=" if (folder / "model.safetensors").is_file() else "give a "
-        raise CheckpointError(
-            f"lora={folder}: {missing[0]} not found; {whole}{'that' if 'whole' in whole else 'run with lora.rank'}"
-        )
+        whole = (folder / "model.safetensors").is_file()
+        what = "it is a whole model: give checkpoint=" if whole else "give a run folder of a training with lora.rank"
+        raise CheckpointError(f"lora={folder}: {missing[0]} not found; {what}")
     return folder
 
 

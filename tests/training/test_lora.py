@@ -120,7 +120,9 @@ def test_an_adapter_of_other_weights_is_refused(lora_run: Path, tiny_run: Path, 
         EditPipeline.from_pretrained(other, "cpu", lora=lora_run)
     with pytest.raises(CheckpointError, match=r"whole model: give checkpoint="):
         EditPipeline.from_pretrained(tiny_run, "cpu", lora=other)
-    with pytest.raises(CheckpointError, match=r"config\.yaml not found; give a run with lora\.rank"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.yaml not found; give a run folder of a training with lora\.rank"
+    ):
         EditPipeline.from_pretrained(tiny_run, "cpu", lora=tmp_path / "nowhere")
     (other / "model.safetensors").replace(tmp_path / "changed.safetensors")
     (other / "model.safetensors").write_bytes((tiny_run / "model.safetensors").read_bytes())
