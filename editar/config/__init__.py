@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from editar.config.baseline import BaselineConfig
 from editar.config.compose import explain, from_yaml, literal, override, read_yaml, to_dataclass, to_yaml
-from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
+from editar.config.data import DataConfig, DropConfig, NanoDataConfig, PicturesConfig, SourceConfig
 from editar.config.entries import FITS, EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
 from editar.config.fields import check_choice, is_text

@@ -76,6 +76,16 @@ class NanoDataConfig:
 
 
 @dataclass
+class PicturesConfig(NanoDataConfig):
+    """What a tokenizer is trained on: the nano world's pairs, or with `path` any pictures, of which the last
+    `heldout_samples`, at most half, are held out."""
+
+    path: str | None = None  # folder of picture files, of parquet or arrow files (or save_to_disk), or of tars
+    column: str = "image"  # of parquet: the column that holds pictures
+    max_bad_share: float = setting(0.01, least=0, most=1)  # more unreadable pictures than this stop the run
+
+
+@dataclass
 class DataConfig(NanoDataConfig):
     """What the GPT is trained on. `train_samples` and `seed` belong to nano; `heldout_samples` are
     shared evenly between the sources (the last rows of each; nano has its own held-out scenes)."""

@@ -8,7 +8,7 @@ from typing import Any
 from editar.config.baseline import BaselineConfig
 from editar.config.checks import check_gpt, check_lora, check_text, check_tokenizer
 from editar.config.compose import override
-from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, NanoDataConfig
+from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, PicturesConfig
 from editar.config.evaluation import ConditionNetworks, NetworkSources
 from editar.config.fields import setting
 from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TextPlace, TokenizerConfig
@@ -112,15 +112,22 @@ class TrainConfig:
 
 @dataclass
 class TokenizerTrainConfig:
-    """`python -m editar.train_tokenizer`: train a VQ tokenizer from scratch."""
+    """`python -m editar.train_tokenizer`: train a VQ tokenizer, on the nano world or on pictures of your own.
+
+    `batch_size` holds on any number of processes that divides it.
+    """
 
     output_dir: str = may_change(MISSING)
     seed: int = setting(0, least=0)
     image_size: int = setting(64, least=1)
     steps: int = setting(1500, least=1)
     batch_size: int = setting(32, least=1)
-    num_workers: int = setting(2, least=0)
-    log_every: int = setting(20, least=1)
+    num_workers: int = may_change(2, least=0)
+    log_every: int = may_change(20, least=1)
+    eval_every: int = may_change(1000, least=1)  # steps between measurements on held-out pictures
+    save_every: int = may_change(1000, least=1)
+    keep_checkpoints: int = may_change(2, least=1)  # the newest ones
+    timeout_s: int = may_change(1800, least=1)  # a process that waits longer than this for the others gives up
     l1_weight: float = setting(1.0, least=0)
     l2_weight: float = setting(1.0, least=0)
     edge_weight: float = setting(0.0, least=0)  # extra weight of pixels beside edges, 0 = plain mean
@@ -129,21 +136,27 @@ class TokenizerTrainConfig:
     freeze_codes: bool = False  # train the decoder alone: every picture keeps its codes
     lpips_weight: float = setting(0.0, least=0)  # needs the LPIPS weights
     lpips_weights: str | None = None
-    gan_weight: float = setting(0.0, least=0)
+    gan_weight: float = setting(0.0, least=0)  # of a PatchGAN's hinge loss
+    gan_adaptive: bool = False  # scale it to the last layer's gradient from the other losses (VQGAN)
     gan_start: int = setting(20000, least=0)
     # Steps as plain autoencoder before the codebook is set by k-means; -1 = never.
     kmeans_at: int = setting(200, least=-1)
     kmeans_rounds: int = setting(1, least=1)  # few = even cover of the latents, many = follow their density
     restart_every: int = setting(50, least=0)  # steps between dead-code restarts, 0 = never
-    device: str = "auto"
+    device: str = may_change("auto")
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    data: NanoDataConfig = field(default_factory=NanoDataConfig)
+    data: PicturesConfig = field(default_factory=PicturesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def resolve(self) -> None:
         check_tokenizer(self.tokenizer, self.image_size)
         if self.lpips_weight > 0 and not self.lpips_weights:
             raise ConfigError("lpips_weight > 0 needs lpips_weights=FILE (the VGG backbone as a .pth); it is null")
+        if self.data.path is not None and (self.consistency_weight or self.edit_consistency_weight):
+            raise ConfigError(
+                "consistency_weight and edit_consistency_weight are about the nano world's pairs; with data.path set "
+                "both to 0, or give recipe=llamagen"
+            )
         if self.freeze_codes and (self.tokenizer.weights is None or self.kmeans_at >= 0 or self.restart_every > 0):
             raise ConfigError("freeze_codes needs tokenizer.weights=RUN, kmeans_at=-1 and restart_every=0")
 
