@@ -68,7 +68,7 @@ def test_only_adapters_learn_and_a_bf16_base_computes_the_same() -> None:
     losses, gradients = [], []
     for held in ("fp32", "bf16"):
         torch.manual_seed(3)
-        gpt, base, _ = adapted(LoraConfig(rank=2, base=held, targets=["wqkv", "w2"]))
+        gpt, _, _ = adapted(LoraConfig(rank=2, base=held, targets=["wqkv", "w2"]))
         torch.manual_seed(5)
         with torch.autocast("cpu", torch.bfloat16):
             loss = Objective(gpt, LossConfig())(*inputs()).terms["token"]

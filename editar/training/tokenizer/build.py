@@ -1,4 +1,4 @@
-"""What a tokenizer's training works with: model and discriminator, optimisers, pictures, where a checkpoint left them."""
+"""What a tokenizer's training works with: networks, optimisers, pictures, where a checkpoint left them."""
 
 from __future__ import annotations
 
