@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from editar.config.fields import setting
 from editar.errors import ConfigError
 
-KINDS = ("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+KINDS = (
+    *("nano", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder"),
+    *("magicbrush", "ultraedit", "omniedit", "webdataset"),
+)
 CONDITION_SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "segmentation": "cocostuff"}  # task -> kind
 SHAPE_COUNTS = (1, 2, 2, 3)
 
@@ -22,7 +25,7 @@ class CannyConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set of the mixture; `configs/source/*.yaml` has the paper's five, `nano` and `folder`.
+    """One data set of the mixture; `configs/source/*.yaml` has the paper's five and other public ones.
 
     path    folder that scripts/prepare_data.py made (any parquet or `save_to_disk` folder works too)
     weight  share of the draws, relative to the other sources' weights
