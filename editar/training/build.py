@@ -20,7 +20,7 @@ from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import some
 from editar.runtime.log import say
-from editar.training.checkpoint import Checkpointer, WeightsFile, resume
+from editar.training.checkpoint import Checkpointer, NewestWeights, resume
 from editar.training.ema import Ema
 from editar.training.encoders import Encoders
 from editar.training.losses import Objective
@@ -67,7 +67,7 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     if ranks.is_main:
         check_disk(cfg)
     torch.manual_seed(cfg.seed)  # here, so that ranks agree, also on the null tables, which DDP does not send
-    gpt, file = GPT(cfg.gpt), WeightsFile()
+    gpt, file = GPT(cfg.gpt), NewestWeights()
     if cfg.lora.rank:
         file = start_adapter(cfg, gpt, encoders.tokenizer, folder, ranks)
     elif cfg.init_from is not None and newest is None:
@@ -104,7 +104,7 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     )
 
 
-def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, ranks: Ranks) -> WeightsFile:
+def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, ranks: Ranks) -> NewestWeights:
     """The frozen base into `gpt`, and an adapter into its layers -> where that is written. Raises CheckpointError
     for a base that is not complete, or not the one that the run in `folder` began with."""
     report = load_gpt(gpt, str(cfg.init_from))
@@ -127,7 +127,7 @@ def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, 
     adapt(gpt, cfg.lora)
     if ranks.is_main:
         say(str(report))
-    return WeightsFile(ADAPTER_FILES[1], adapter_weights, base)
+    return NewestWeights(ADAPTER_FILES[1], adapter_weights, base)
 
 
 def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:

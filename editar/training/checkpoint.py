@@ -49,8 +49,8 @@ UNREADABLE = "{}: not readable or of another model ({}); remove that folder to r
 
 
 @dataclass(frozen=True)
-class WeightsFile:
-    """Where a run's newest weights lie: `select` takes them from the model's tensors and names them as the file does;
+class NewestWeights:
+    """The file of a run's newest weights: `select` takes them from the model's tensors and names them as the file does;
     `header` stands in the file beside the step."""
 
     name: str = "model.safetensors"
@@ -72,7 +72,7 @@ class Checkpointer:
         keep: int,
         keep_every: int,
         background: bool,
-        file: WeightsFile = WeightsFile(),  # frozen
+        file: NewestWeights = NewestWeights(),  # frozen
     ) -> None:
         self.folder, self.root, self.ranks, self.file = folder, folder / "checkpoints", ranks, file
         self.keep, self.keep_every, self.background = keep, keep_every, background
@@ -192,7 +192,7 @@ def resume(
     optimizers: list[torch.optim.Optimizer],
     ema: Ema | None,
     ranks: Ranks,
-    file: WeightsFile = WeightsFile(),  # frozen
+    file: NewestWeights = NewestWeights(),  # frozen
 ) -> int:
     """Continue from the newest intact checkpoint of this folder if there is one; returns the next step.
 
@@ -222,7 +222,7 @@ def whole_weights(
     model: nn.Module,
     ema: Ema | None,
     ranks: Ranks,
-    file: WeightsFile = WeightsFile(),  # frozen
+    file: NewestWeights = NewestWeights(),  # frozen
 ) -> dict[str, torch.Tensor]:
     """What the weights file gets: the average where there is one, else the weights; on the first
     process. Every process must call it."""

@@ -17,7 +17,7 @@ from editar.training.build import Run
 from editar.training.checkpoint import whole_weights
 from editar.training.losses import LossOutput
 from editar.training.preview import write_preview
-from editar.weights.adapter import merge
+from editar.weights.adapter import merge_lora
 from editar.weights.load import load_gpt
 
 PREVIEWS = 16
@@ -91,7 +91,7 @@ def whole_copy(run: Run) -> GPT:
     if run.cfg.lora.rank and run.ranks.is_main:
         gpt = GPT(run.cfg.gpt)
         load_gpt(gpt, str(run.cfg.init_from))
-        merge(gpt, run.cfg.lora, weights)
+        merge_lora(gpt, run.cfg.lora, weights)
         gpt.to(run.ranks.device, pick_dtype("bfloat16", run.ranks.device))
     elif run.ranks.is_main:
         gpt.load_state_dict(weights, assign=True)

@@ -46,7 +46,7 @@ def open_run(
         adapter = adapter_folder(lora)
         trained = from_yaml(TrainConfig, adapter / "config.yaml")
         check_base(adapter, base_of(gpt, tokenizer))
-        merge(gpt, trained.lora, load_adapter(adapter))
+        merge_lora(gpt, trained.lora, load_adapter(adapter))
         cfg.text, cfg.sampling = trained.text, trained.sampling
     return cfg, gpt, tokenizer
 
@@ -165,7 +165,7 @@ def write_adapter_config(folder: Path, cfg: LoraConfig, origin: str) -> None:
     write_json(folder / "adapter_config.json", plain)
 
 
-def merge(gpt: GPT, cfg: LoraConfig, adapter: Mapping[str, torch.Tensor]) -> None:
+def merge_lora(gpt: GPT, cfg: LoraConfig, adapter: Mapping[str, torch.Tensor]) -> None:
     """Add an adapter, by the names of peft's files, to a float32 `gpt` in place: W + alpha / rank * B A. Raises
     CheckpointError unless it is exactly one of `cfg` for a GPT of these shapes."""
     layers = {name: module for name, module in gpt.named_modules() if isinstance(module, nn.Linear)}

@@ -13,7 +13,7 @@ from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.files import save_weights
 from editar.training.losses import Objective
-from editar.weights.adapter import adapt, adapter_weights, merge, write_adapter_config
+from editar.weights.adapter import adapt, adapter_weights, merge_lora, write_adapter_config
 from tests.helpers.tiny_gpt import config, model
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -47,7 +47,7 @@ def test_merged_weights_compute_what_the_adapters_compute() -> None:
     gpt, base, adapter = adapted()
     merged, given = fresh(base), inputs()
     before = merged(*given).logits
-    merge(merged, LORA, adapter)
+    merge_lora(merged, LORA, adapter)
     torch.testing.assert_close(merged(*given).logits, gpt(*given).logits, rtol=1e-4, atol=1e-4)
     assert (merged(*given).logits - before).abs().max() > 0.1
 
@@ -96,7 +96,7 @@ def test_an_adapter_that_does_not_fit_is_named() -> None:
     ):
         gpt = fresh(base)
         with pytest.raises(CheckpointError, match=message):
-            merge(gpt, cfg, given)
+            merge_lora(gpt, cfg, given)
         assert all(torch.equal(value, base[name]) for name, value in gpt.state_dict().items())
 
 

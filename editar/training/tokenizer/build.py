@@ -19,7 +19,7 @@ from editar.errors import ConfigError
 from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import load_state
-from editar.training.checkpoint import Checkpointer, WeightsFile, resume
+from editar.training.checkpoint import Checkpointer, NewestWeights, resume
 from editar.training.optim import make_optimizers
 from editar.training.tokenizer.losses import PatchDiscriminator, build_lpips
 from editar.weights.read import read_checkpoint
@@ -45,7 +45,7 @@ def tokenizer_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 
-FILE = WeightsFile(select=tokenizer_weights)
+FILE = NewestWeights(select=tokenizer_weights)
 
 
 @dataclass

@@ -54,7 +54,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
         run = build_tokenizer_run(cfg, ranks, folder)
         if ranks.is_main:
             write_run_folder(folder, cfg)
-            say(describe(run))
+            say(first_line(run))
         logger = MetricLogger(folder, cfg.steps, run.start, unit="images", active=ranks.is_main)
         feed = run.feed()
         for step in range(run.start, cfg.steps):
@@ -83,7 +83,7 @@ def is_finished(folder: Path, cfg: TokenizerTrainConfig) -> bool:
     return step_of(newest) >= cfg.steps if newest else (folder / FILE.name).is_file()  # older runs left no checkpoint
 
 
-def describe(run: TokenizerRun) -> str:
+def first_line(run: TokenizerRun) -> str:
     millions = sum(p.numel() for p in run.trainee.tokenizer.parameters()) / 1e6
     line = f"tokenizer: {millions:.2f} M parameters on {run.ranks.size} x {run.ranks.device}"
     if run.pictures is None:
