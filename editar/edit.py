@@ -102,7 +102,7 @@ def load(cfg: EditConfig) -> EditPipeline:
     from editar.sampling.pipeline import EditPipeline
 
     return EditPipeline.from_pretrained(
-        cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name
+        cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name, lora=cfg.lora
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a VQ tokenizer: `python -m editar.train_tokenizer output_dir=runs/tokenizer`."""
+"""Train a VQ tokenizer: `python -m editar.train_tokenizer output_dir=runs/tokenizer`, or under torchrun."""
 
 from editar.config import TokenizerTrainConfig
 from editar.runtime.entry import run

@@ -11,13 +11,14 @@ goes on where it stopped.
 from __future__ import annotations
 
 from editar.config import TrainConfig
-from editar.data.encode import build_cache, tokenizer_checksum
+from editar.data.encode import build_cache
 from editar.data.sources import open_sources
 from editar.errors import ConfigError
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import run
 from editar.runtime.log import say
 from editar.training.encoders import build_teacher_of, build_tokenizer
+from editar.weights.load import vq_checksum
 
 
 def cache_codes(cfg: TrainConfig) -> None:
@@ -27,7 +28,7 @@ def cache_codes(cfg: TrainConfig) -> None:
         tokenizer = build_tokenizer(cfg, ranks.device)
         needed = cfg.data.cache_features or cfg.data.cache_pictures == "exact"
         teacher = build_teacher_of(cfg, ranks.device) if needed else None
-        checksum = tokenizer_checksum(tokenizer)
+        checksum = vq_checksum(tokenizer)
         for source in open_sources(cfg.data).values():
             build_cache(cfg, source, tokenizer, checksum, teacher, ranks)
         if ranks.is_main:

@@ -196,6 +196,15 @@ RUN: dict[str, list[str]] = {
     "python scripts/report.py outputs/pie outputs/ip2p --out report.html": [],
     "python scripts/fetch_weights.py --list": [],
     "python scripts/export_run.py runs/nano exported/nano": [],
+    "python -m editar.train experiment=nano_lora": [
+        "steps=1",
+        "data.heldout_samples=1",
+        "num_workers=0",
+        "global_batch=1",
+    ],
+    'python -m editar.edit image=photo.jpg instruction="make it night"': [],
+    "python -m editar.eval benchmark=folder root=night_test": [],
+    "python scripts/convert_weights.py reference/nano merged --lora": [],
 }
 
 
@@ -216,6 +225,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (64, 64), "blue").save(folder / "FOLDER" / f"{name}.png")
     pair = {"source": "a.png", "target": "b.png", "instruction": "make it snow"}
     (folder / "FOLDER/pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 2)
+    for name in ("night", "night_test"):
+        shutil.copytree(folder / "FOLDER", folder / name)
     return folder
 
 
@@ -234,18 +245,14 @@ def test_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
         import_module(module).main()
     made = ["out.png", "out_side_by_side.png", "outputs/eval/scores.json", "outputs/eval/grid.png", "report.html"]
-    made += [
-        "outputs/edited/photo.png",
-        "outputs/listed/0001_photo.png",
-        "outputs/mine/scores.json",
-        "outputs/nano_pie/mapping_file.json",
-        "exported/nano/model.safetensors",
-    ]
+    made += ["outputs/edited/photo.png", "outputs/listed/0001_photo.png", "outputs/mine/scores.json"]
+    made += ["outputs/nano_pie/mapping_file.json", "exported/nano/model.safetensors"]
+    made += ["runs/lora/adapter_model.safetensors", "night.png", "outputs/lora/scores.json", "merged/model.safetensors"]
     assert [name for name in made if not Path(name).is_file()] == []
 
 
 # Pages with Python -> how many pictures their last line with `images =` makes.
-PYTHON = {"README.md": 4, "docs/editing.md": 2}
+PYTHON = {"README.md": 4, "docs/editing.md": 2, "docs/finetune.md": 60}
 
 
 def test_pages_with_python_are_known() -> None:

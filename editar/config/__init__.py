@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from editar.config.baseline import BaselineConfig
 from editar.config.compose import explain, from_yaml, literal, override, read_yaml, to_dataclass, to_yaml
-from editar.config.data import DataConfig, DropConfig, NanoDataConfig, SourceConfig
+from editar.config.data import DataConfig, DropConfig, NanoDataConfig, PicturesConfig, SourceConfig
 from editar.config.entries import FITS, AppConfig, EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
 from editar.config.fields import check_choice, is_open, is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.plain import CONFIG_DIR, from_plain, plain_training
-from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+from editar.config.training import LoraConfig, LossConfig, OptimConfig, SamplingConfig, WandbConfig

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from editar.config.fields import setting
 from editar.errors import ConfigError
 
-KINDS = ("nano", "nano_pairs", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder")
+KINDS = (
+    *("nano", "nano_pairs", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder"),
+    *("magicbrush", "ultraedit", "omniedit", "webdataset"),
+)
 CONDITION_SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "segmentation": "cocostuff"}  # task -> kind
 SHAPE_COUNTS = (1, 2, 2, 3)
 
@@ -22,7 +25,7 @@ class CannyConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set of the mixture; `configs/source/*.yaml` has the paper's five, `nano` and `folder`.
+    """One data set of the mixture; `configs/source/*.yaml` has the paper's five and other public ones.
 
     path    folder that scripts/prepare_data.py made (any parquet or `save_to_disk` folder works too)
     weight  share of the draws, relative to the other sources' weights
@@ -73,6 +76,16 @@ class NanoDataConfig:
     # How many shapes a training scene has before an edit: each drawn equally often, but the more there are the
     # likelier they overlap and are drawn again. Held-out scenes always have the default.
     shape_counts: list[int] = field(default_factory=lambda: list(SHAPE_COUNTS), metadata={"least": 1, "most": 3})
+
+
+@dataclass
+class PicturesConfig(NanoDataConfig):
+    """What a tokenizer is trained on: the nano world's pairs, or with `path` any pictures, of which the last
+    `heldout_samples`, at most half, are held out."""
+
+    path: str | None = None  # folder of picture files, of parquet or arrow files (or save_to_disk), or of tars
+    column: str = "image"  # of parquet: the column that holds pictures
+    max_bad_share: float = setting(0.01, least=0, most=1)  # more unreadable pictures than this stop the run
 
 
 @dataclass

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editar.config.baseline import BaselineConfig
-from editar.config.checks import check_gpt, check_tokenizer
+from editar.config.checks import check_gpt, check_lora, check_text, check_tokenizer
 from editar.config.compose import override
-from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, NanoDataConfig
+from editar.config.data import CONDITION_SOURCES, CannyConfig, DataConfig, DropConfig, PicturesConfig
 from editar.config.evaluation import ConditionNetworks, NetworkSources
 from editar.config.fields import setting
 from editar.config.model import DTYPES, GPTConfig, RopeConfig, TeacherConfig, TextConfig, TextPlace, TokenizerConfig
-from editar.config.training import LossConfig, OptimConfig, SamplingConfig, WandbConfig
+from editar.config.training import LoraConfig, LossConfig, OptimConfig, SamplingConfig, WandbConfig
 from editar.errors import ConfigError
 
 MISSING: Any = "???"  # omegaconf.MISSING, without importing it
@@ -67,6 +67,7 @@ class TrainConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig, metadata={"may_change": True})
 
@@ -76,6 +77,8 @@ class TrainConfig:
         self._fill_gpt()
         check_gpt(self.gpt)
         self.data.check()
+        check_text(self.text)
+        check_lora(self.lora, self.init_from, self.parallel, self.precision)
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ConfigError("optim.name=muon needs whole matrices, parallel=fsdp shards them; take adamw or ddp")
         if self.drop.each_image > 0 and self.data.images == 1:
@@ -112,15 +115,22 @@ class TrainConfig:
 
 @dataclass
 class TokenizerTrainConfig:
-    """`python -m editar.train_tokenizer`: train a VQ tokenizer from scratch."""
+    """`python -m editar.train_tokenizer`: train a VQ tokenizer, on the nano world or on pictures of your own.
+
+    `batch_size` holds on any number of processes that divides it.
+    """
 
     output_dir: str = may_change(MISSING)
     seed: int = setting(0, least=0)
     image_size: int = setting(64, least=1)
     steps: int = setting(1500, least=1)
     batch_size: int = setting(32, least=1)
-    num_workers: int = setting(2, least=0)
-    log_every: int = setting(20, least=1)
+    num_workers: int = may_change(2, least=0)
+    log_every: int = may_change(20, least=1)
+    eval_every: int = may_change(1000, least=1)  # steps between measurements on held-out pictures
+    save_every: int = may_change(1000, least=1)
+    keep_checkpoints: int = may_change(2, least=1)  # the newest ones
+    timeout_s: int = may_change(1800, least=1)  # a process that waits longer than this for the others gives up
     l1_weight: float = setting(1.0, least=0)
     l2_weight: float = setting(1.0, least=0)
     edge_weight: float = setting(0.0, least=0)  # extra weight of pixels beside edges, 0 = plain mean
@@ -129,21 +139,27 @@ class TokenizerTrainConfig:
     freeze_codes: bool = False  # train the decoder alone: every picture keeps its codes
     lpips_weight: float = setting(0.0, least=0)  # needs the LPIPS weights
     lpips_weights: str | None = None
-    gan_weight: float = setting(0.0, least=0)
+    gan_weight: float = setting(0.0, least=0)  # of a PatchGAN's hinge loss
+    gan_adaptive: bool = False  # scale it to the last layer's gradient from the other losses (VQGAN)
     gan_start: int = setting(20000, least=0)
     # Steps as plain autoencoder before the codebook is set by k-means; -1 = never.
     kmeans_at: int = setting(200, least=-1)
     kmeans_rounds: int = setting(1, least=1)  # few = even cover of the latents, many = follow their density
     restart_every: int = setting(50, least=0)  # steps between dead-code restarts, 0 = never
-    device: str = "auto"
+    device: str = may_change("auto")
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    data: NanoDataConfig = field(default_factory=NanoDataConfig)
+    data: PicturesConfig = field(default_factory=PicturesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def resolve(self) -> None:
         check_tokenizer(self.tokenizer, self.image_size)
         if self.lpips_weight > 0 and not self.lpips_weights:
             raise ConfigError("lpips_weight > 0 needs lpips_weights=FILE (the VGG backbone as a .pth); it is null")
+        if self.data.path is not None and (self.consistency_weight or self.edit_consistency_weight):
+            raise ConfigError(
+                "consistency_weight and edit_consistency_weight are about the nano world's pairs; with data.path set "
+                "both to 0, or give recipe=llamagen"
+            )
         if self.freeze_codes and (self.tokenizer.weights is None or self.kmeans_at >= 0 or self.restart_every > 0):
             raise ConfigError("freeze_codes needs tokenizer.weights=RUN, kmeans_at=-1 and restart_every=0")
 
@@ -172,6 +188,7 @@ class EditConfig:
     images: str | None = None
     edits: str | None = None
     checkpoint: str = MISSING
+    lora: str | None = None  # run folder or hub id of an adapter that was trained on this checkpoint
     task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
     from_photo: bool = False
     output: str = "outputs/edit.png"
@@ -280,6 +297,7 @@ class EvalConfig:
     """
 
     checkpoint: str | None = None
+    lora: str | None = None  # an adapter trained on the checkpoint, as in editar.edit
     output_dir: str = MISSING
     benchmark: str = setting("nano", text=False)
     root: str | None = None
@@ -318,9 +336,9 @@ class EvalConfig:
         if self.results:
             self.stage = "score"
         self.baseline.check(self.benchmark, self.stage)
-        if self.baseline.given and (self.checkpoint or self.sampling):
+        if self.baseline.given and (self.checkpoint or self.lora or self.sampling):
             raise ConfigError(
-                "baseline takes neither checkpoint nor sampling; its settings are baseline.steps=... etc."
+                "baseline takes neither checkpoint nor lora nor sampling; its settings are baseline.steps=... etc."
             )
         if self.stage != "score" and not self.checkpoint and not self.baseline.given:
             raise ConfigError(f"stage={self.stage} needs checkpoint=FOLDER or baseline=NAME")

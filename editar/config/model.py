@@ -43,7 +43,10 @@ class TokenizerConfig:
 
 @dataclass
 class TextConfig:
-    """Frozen T5 encoder. `name` is a hub id or local folder, or `nano` for the seeded random one."""
+    """Frozen T5 encoder. `name` is a hub id or local folder, or `nano` for the seeded random one.
+
+    extra_words  of `nano`: words that its list lacks, each with a row of its own, random and frozen like the others'
+    """
 
     name: str = "google/flan-t5-xl"
     dim: int = setting(2048, least=1)
@@ -53,6 +56,7 @@ class TextConfig:
     nano_layers: int = setting(2, least=1)
     nano_heads: int = setting(4, least=1)
     nano_seed: int = setting(0, least=0)
+    extra_words: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from editar.config.fields import setting
+
+LORA_TARGETS = ("wqkv", "wo", "w1", "w2", "w3", "fc1", "fc2")  # linear layers by their names in editar/models/gpt.py
 
 
 @dataclass
@@ -25,6 +27,24 @@ class OptimConfig:
     final_lr_ratio: float = setting(0.0, least=0)
     # running average of the weights, for instance 0.9999; 0 = none (the paper)
     ema_decay: float = setting(0.0, least=0, below=1)
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021) on a frozen GPT: a layer's weight W acts as W + alpha / rank * B A.
+
+    rank     0 = no adapter, the whole GPT is trained
+    dropout  of the adapter's input while training
+    targets  layers of every block, and fc1, fc2 of the caption MLP
+    base     how the frozen weights are held: `fp32`; `bf16`, half of the memory and under precision=bf16 the same
+             products; `int8`, by bitsandbytes
+    """
+
+    rank: int = setting(0, least=0)
+    alpha: float = setting(16.0, above=0)
+    dropout: float = setting(0.0, least=0, below=1)
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS), metadata={"choices": LORA_TARGETS})
+    base: str = setting("fp32", choices=("fp32", "bf16", "int8"))
 
 
 @dataclass

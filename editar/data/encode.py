@@ -6,7 +6,6 @@ stopped, and the bytes do not depend on ranks, workers or interruptions.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -70,15 +69,6 @@ class RawRows(Dataset[dict[str, Any]]):
 def pack_prepared(prepare: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> bytes:
     """(H, W, 3) uint8 -> PNG of what the teacher is about to see."""
     return encode_image(prepare(picture))
-
-
-def tokenizer_checksum(tokenizer: VQModel) -> str:
-    """16 hex digits over the weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tokenizer.state_dict().items()):
-        if name != "quantize.codebook_used":  # a statistic of the tokenizer's own training
-            digest.update(value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheManifest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -65,6 +66,9 @@ class FolderTable:
 
     def instruction(self, index: int) -> str:
         return json.loads(self.lines[index])["instruction"]
+
+    def instructions(self) -> Iterator[str]:
+        return map(self.instruction, range(len(self)))
 
     def file(self, index: int, key: str) -> Path:
         """The picture `source` or `target` of a row."""

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -209,6 +209,15 @@ class DrawBatchSampler:
         return max(0, self.stop - self.start) * (self.share // self.micro_batch)
 
 
+class Counted(Protocol):
+    """A batch that knows which unreadable rows it has others for."""
+
+    @property
+    def replaced(self) -> Sequence[tuple[str, str]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class BadRows:
     """Counts replaced rows; says each once, and stops the run when they are too many."""
 
@@ -216,7 +225,7 @@ class BadRows:
         self.max_share, self.draws, self.bad = max_share, 0, 0
         self.known: set[str] = set()
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Counted) -> None:
         self.draws += len(batch)
         self.bad += len(batch.replaced)
         for name, reason in batch.replaced:

@@ -49,6 +49,16 @@ def text(row: Row, column: str) -> str:
     return value
 
 
+def wordings(row: Row, column: str) -> list[str]:
+    """The texts of a column that holds one or a list of them."""
+    value = row.get(column)
+    if not isinstance(value, list):
+        return [text(row, column)]
+    if not (found := [item for item in value if isinstance(item, str) and item.strip()]):
+        raise BadRow(f"{column} is empty")
+    return found
+
+
 def pipe(row: Row, id: str, cfg: SourceConfig) -> Pair:
     """paint-by-inpaint/PIPE: the source lacks an object that the target has."""
     source, target = (picture(row, name, cfg.images) for name in ("source_img", "target_img"))
@@ -90,6 +100,10 @@ PLAIN_COLUMNS = {
     "seed_unsplash": ["target_image", "instruction", "source_image"],  # SEED-Data-Edit Part 1; captions are not used
     "multigen_depth": ["image", "text", "control_depth"],
     "multigen_canny": ["image", "text"],  # of the depth set, whose depth map is not read (EditAR)
+    "magicbrush": ["target_img", "instruction", "source_img"],
+    "ultraedit": ["edited_image", "edit_prompt", "source_image"],
+    "omniedit": ["edited_img", "edited_prompt_list", "src_img"],  # several wordings, one of which is drawn
+    "webdataset": ["target", "instruction", "source"],  # as scripts/prepare_data.py names KEY.tgt, KEY.txt, KEY.src
     "folder": ["target", "instruction", "source"],  # `pairs.jsonl` beside the pictures (`editar.data.folder`)
 }
 
@@ -101,9 +115,9 @@ def official_prompt(name: str) -> str:
 
 def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:
     target, words, *source = PLAIN_COLUMNS[cfg.kind]
-    instruction = cfg.prompt.replace("{}", text(row, words))
+    instructions = tuple(cfg.prompt.replace("{}", wording) for wording in wordings(row, words))
     first = picture(row, source[0], cfg.images) if source else None
-    return Pair(id, cfg.kind, first, picture(row, target, cfg.images), Texts((instruction,)), cfg.canny.operator)
+    return Pair(id, cfg.kind, first, picture(row, target, cfg.images), Texts(instructions), cfg.canny.operator)
 
 
 def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:

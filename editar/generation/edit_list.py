@@ -47,7 +47,7 @@ def edit_many(cfg: EditConfig, pipeline: EditPipeline) -> list[Path]:
     was one, ConfigError before the first edit if a result of other settings is in the way."""
     edits = read_edits(cfg)
     names = ("fit", "region", "mask_dilate", "num_samples", "int8")
-    made_with = describe_model(pipeline, cfg.checkpoint) | {name: getattr(cfg, name) for name in names}
+    made_with = describe_model(pipeline, cfg.checkpoint, cfg.lora) | {name: getattr(cfg, name) for name in names}
     stamps = {edit: stamp_of(edit, made_with) for edit in edits if edit.image.is_file()}
     todo = [edit for edit in edits if not is_made(edit, stamps.get(edit), cfg)]
     if len(todo) < len(edits):

@@ -14,7 +14,8 @@ from editar.config import EvalConfig
 from editar.generation.diffusers_baselines import DiffusersEditor
 from editar.runtime.files import checksum
 from editar.runtime.hub import local_folder
-from editar.sampling.pipeline import FILES, EditPipeline
+from editar.sampling.pipeline import EditPipeline
+from editar.weights.adapter import ADAPTER_FILES, FILES, adapter_folder
 
 # A finished picture (S, S, 3) uint8, or one before it is brought to 8 bits, (3, S, S) float32 in [-1, 1] on the CPU.
 Output = np.ndarray | torch.Tensor
@@ -51,12 +52,12 @@ class ModelEditor:
 
     reads = "instruction"
 
-    def __init__(self, pipeline: EditPipeline, checkpoint: str | Path) -> None:
-        self.pipeline, self.checkpoint = pipeline, checkpoint
+    def __init__(self, pipeline: EditPipeline, checkpoint: str | Path, lora: str | Path | None = None) -> None:
+        self.pipeline, self.checkpoint, self.lora = pipeline, checkpoint, lora
         self.size, self.batch = pipeline.cfg.image_size, pipeline.batch_size
 
     def describe(self) -> dict[str, object]:
-        return describe_model(self.pipeline, self.checkpoint)
+        return describe_model(self.pipeline, self.checkpoint, self.lora)
 
     def cost(self) -> dict[str, float]:
         stats = self.pipeline.stats
@@ -67,10 +68,11 @@ class ModelEditor:
         return self.pipeline.edit_arrays(sources, texts, ids, finish=lambda made: made.float().clamp(-1, 1).cpu())
 
 
-def describe_model(pipeline: EditPipeline, checkpoint: str | Path) -> dict[str, object]:
-    """What the pictures of a pipeline, loaded from `checkpoint`, depend on."""
+def describe_model(pipeline: EditPipeline, checkpoint: str | Path, lora: str | Path | None = None) -> dict[str, object]:
+    """What the pictures of a pipeline, loaded from `checkpoint` and an adapter, depend on."""
     folder = local_folder(checkpoint, FILES)
-    return {
+    adapter = {} if lora is None else {"lora_sha256": checksum(adapter_folder(lora) / ADAPTER_FILES[1])}
+    return adapter | {
         "weights_sha256": checksum(folder / "model.safetensors"),
         "tokenizer_sha256": checksum(folder / "tokenizer.safetensors"),
         "dtype": str(pipeline.gpt.output.weight.dtype).removeprefix("torch."),
@@ -83,5 +85,7 @@ def open_editor(cfg: EvalConfig, device: torch.device) -> Editor:
     if cfg.baseline.given:
         return DiffusersEditor(cfg.baseline, cfg.benchmark, device)
     checkpoint = str(cfg.checkpoint)
-    pipeline = EditPipeline.from_pretrained(checkpoint, device, cfg.sampling, dtype=cfg.dtype, text_name=cfg.text.name)
-    return ModelEditor(pipeline, checkpoint)
+    pipeline = EditPipeline.from_pretrained(
+        checkpoint, device, cfg.sampling, dtype=cfg.dtype, text_name=cfg.text.name, lora=cfg.lora
+    )
+    return ModelEditor(pipeline, checkpoint, cfg.lora)

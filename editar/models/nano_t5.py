@@ -1,13 +1,14 @@
 """The T5 encoder of the nano world: random weights from a seed, so that nothing has to be downloaded.
 
-It computes what transformers' T5EncoderModel does with these weights, whose parameter names it has. Importing that takes
-longer than an edit with the nano model.
+It computes what transformers' T5EncoderModel does with these weights, whose parameter names it has. Importing that
+takes longer than an edit with the nano model.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,24 +28,28 @@ class NanoT5(nn.Module):
     """(B, L) ids and mask -> `last_hidden_state` (B, L, C).
 
     Of T5's relative-position table only one entry a head is not zero: head i is pulled to the OFFSETS[i]-th neighbour,
-    so that a noun's embedding also tells its adjective. With a random table every seed mixes other, mostly useless words
-    in (docs/log.md).
+    so that a noun's embedding also tells its adjective. With a random table every seed mixes other, mostly useless
+    words in (docs/log.md). The `vocabulary` rows end with those of `cfg.extra_words`, each a function of the seed and
+    the word, so that words can be added without changing anything else.
     """
 
     def __init__(self, cfg: TextConfig, vocabulary: int) -> None:
         super().__init__()
         self.offsets = [OFFSETS[head % len(OFFSETS)] for head in range(cfg.nano_heads)]
         with torch.random.fork_rng(devices=[]):
-            self.shared = nn.Embedding(vocabulary, cfg.dim)
+            self.shared = nn.Embedding(vocabulary - len(cfg.extra_words), cfg.dim)
             blocks = nn.ModuleList(_Block(cfg.dim, cfg.nano_heads) for _ in range(cfg.nano_layers))
             self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": _Norm(cfg.dim)})
             self._draw(cfg)
+        seeds = [zlib.crc32(f"{cfg.nano_seed}/{word}".encode()) for word in cfg.extra_words]
+        extra = [torch.randn(1, cfg.dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        self.shared = nn.Embedding.from_pretrained(torch.cat([self.shared.weight.data, *extra]))
 
     @torch.no_grad()
     def _draw(self, cfg: TextConfig) -> None:
         torch.manual_seed(cfg.nano_seed)
-        # transformers 5, which made this module before, drew so many numbers first. They are thrown away, so that a seed
-        # still means the weights that reference/nano was trained with.
+        # transformers 5, which made this module before, drew so many numbers first. They are thrown away, so that a
+        # seed still means the weights that reference/nano was trained with.
         torch.rand(5 * self.shared.weight.numel() + 30 * cfg.nano_layers * cfg.dim**2 + 96 * cfg.nano_heads)
         for name, parameter in sorted(self.named_parameters()):
             if name.endswith("layer_norm.weight"):
@@ -62,7 +67,8 @@ class NanoT5(nn.Module):
         bias = PULL * torch.stack([distance == offset for offset in self.offsets]).to(x.dtype)
         hidden = attention_mask[:, None, None] == 0
         bias = bias[None].masked_fill(hidden, torch.finfo(x.dtype).min)  # (B, heads, L, L)
-        for block in self.encoder["block"]:  # type: ignore[union-attr]
+        blocks: Any = self.encoder["block"]
+        for block in blocks:
             x = block(x, bias)
         return Encoded(self.encoder["final_layer_norm"](x))
 
@@ -79,7 +85,8 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        first, second = self.layer
+        layers: Any = self.layer
+        first, second = layers
         x = x + first["SelfAttention"](first["layer_norm"](x), bias)
         return x + second["DenseReluDense"](second["layer_norm"](x))
 

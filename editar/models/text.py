@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ from editar.config import TextConfig
 from editar.errors import ConfigError
 from editar.models.nano_t5 import NanoT5
 from editar.runtime.device import pick_dtype, send
+from editar.runtime.files import some
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
 
@@ -44,21 +46,35 @@ class TextEncoder:
     def __init__(self, cfg: TextConfig, device: torch.device) -> None:
         self.cfg, self.device = cfg, device
         self.truncated = 0
+        self.named: set[str] = set()  # unknown words that were told
         if cfg.name == "nano":
-            self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(cfg.max_tokens)
+            self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(cfg.max_tokens, cfg.extra_words)
             self.model: nn.Module = NanoT5(cfg, self.tokenizer.size)
         else:
             self.tokenizer = HubTokenizer(cfg.name, cfg.max_tokens)
             self.model = load_t5(cfg, device)
-        self.model.to(device=device, dtype=pick_dtype(cfg.dtype, device)).eval().requires_grad_(False)
+        self.model.to(device=device, dtype=pick_dtype(cfg.dtype, device))  # type: ignore[call-arg]
+        self.model.eval().requires_grad_(False)
 
     def tokenize(self, texts: list[str]) -> TextTokens:
-        """Raw instructions -> ids and mask on the CPU; too long ones are cut with one warning each run."""
+        """Raw instructions -> ids and mask on the CPU; too long ones are cut with one warning each run, and words that
+        the encoder does not know are named once."""
+        self.name_unknown(texts)
         tokens, cut = self.tokenizer(texts)
         if cut and not self.truncated:
             say(f"warning: an instruction has more than {self.cfg.max_tokens} tokens; the rest is ignored")
         self.truncated += cut
         return tokens
+
+    def name_unknown(self, texts: Iterable[str], where: str = "") -> None:
+        """A warning with the words in `texts` that are not known and were not named before."""
+        new = [word for word in self.tokenizer.unknown(texts) if word not in self.named]
+        if new:
+            self.named |= set(new)
+            say(
+                f"warning: {where}the text encoder does not know: {some(new, 12)}; all such words look the same to it. "
+                "A training can add them: text.extra_words=[...] (docs/finetune.md)"
+            )
 
     @torch.no_grad()
     def embed(self, tokens: TextTokens) -> torch.Tensor:
@@ -75,10 +91,13 @@ class TextEncoder:
 
 
 class WordTokenizer:
-    """Whole words of the nano world from a committed list; id 0 pad, 1 end, 2 unknown."""
+    """Whole words of the nano world from a committed list, then `extra_words`; id 0 pad, 1 end, 2 unknown."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, extra_words: Sequence[str] = ()) -> None:
         words = json.loads(VOCABULARY_FILE.read_text())
+        if known := [word for word in extra_words if word in words]:
+            raise ConfigError(f"text.extra_words: {some(known)} known already; leave out")
+        words += extra_words
         self.ids = {word: index + 3 for index, word in enumerate(words)}
         self.size = len(words) + 3
         self.max_tokens = max_tokens
@@ -88,11 +107,19 @@ class WordTokenizer:
         ids = torch.zeros(len(texts), self.max_tokens, dtype=torch.long)
         cut = 0
         for row, text in enumerate(texts):
-            words = [self.ids.get(word, 2) for word in re.findall(r"[a-z]+", text.lower())]
+            words = [self.ids.get(word, 2) for word in self.words(text)]
             cut += len(words) + 1 > self.max_tokens
             words = [*words[: self.max_tokens - 1], 1]
             ids[row, : len(words)] = torch.tensor(words)
         return TextTokens(ids), cut
+
+    @staticmethod
+    def words(text: str) -> list[str]:
+        return re.findall(r"[a-z]+", text.lower())
+
+    def unknown(self, texts: Iterable[str]) -> list[str]:
+        """Words without a row of their own, in the order of their appearance."""
+        return list(dict.fromkeys(word for text in texts for word in self.words(text) if word not in self.ids))
 
 
 class HubTokenizer:
@@ -111,6 +138,10 @@ class HubTokenizer:
             texts, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
         )
         return TextTokens(batch["input_ids"]), cut
+
+    def unknown(self, texts: Iterable[str]) -> list[str]:
+        """None: words are spelled in pieces."""
+        return []
 
 
 def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:

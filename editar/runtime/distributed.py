@@ -39,6 +39,17 @@ class Ranks:
             dist.all_reduce(packed)
         return dict(zip(values, (packed / self.size).tolist(), strict=True))
 
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """The first process's values for all of them, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+
     def gather(self, value: T) -> list[T]:
         """The small CPU `value` of every rank, in rank order."""
         if self.size == 1:

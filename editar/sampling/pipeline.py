@@ -20,25 +20,23 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 
-from editar.config import FITS, SamplingConfig, TrainConfig, check_choice, from_yaml, override, to_yaml
-from editar.errors import CheckpointError, ConfigError
+from editar.config import FITS, SamplingConfig, TrainConfig, check_choice, override, to_yaml
+from editar.errors import ConfigError
 from editar.images import batch_to_tensor, resize_and_crop, to_tensor, to_uint8
 from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device, pick_dtype
 from editar.runtime.files import save_weights, write_text
-from editar.runtime.hub import local_folder
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
 from editar.sampling.fit import Fitted, Picture, fit_picture, read_picture
 from editar.sampling.masks import known_codes_outside
 from editar.sampling.stats import GenerationStats
-from editar.weights.load import load_gpt, load_vq
+from editar.weights.adapter import FILES, open_run
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
-FILES = ("config.yaml", "model.safetensors", "tokenizer.safetensors")
 OUTPUTS: dict[str, Callable[[Image.Image], Any]] = {"pil": lambda image: image, "np": np.asarray, "pt": to_tensor}
 
 
@@ -72,25 +70,20 @@ class EditPipeline(
         dtype: str = "auto",
         text_name: str | None = None,
         revision: str | None = None,
+        lora: str | Path | None = None,
     ) -> EditPipeline:
         """Load a run folder: config.yaml, model.safetensors, tokenizer.safetensors; or such a repository of the hub.
 
         `sampling` overrides the run's own sampling settings; `compile` (None: on a
         GPU) and `int8` are the engine's. `dtype` is the GPT's: `float32`, `bfloat16`, or `auto`, bfloat16 on
         a GPU as officially; the tokenizer stays float32. `text_name` is where the text encoder lies here
-        (hub id or folder), if not where config.yaml says. `revision` is the hub's.
+        (hub id or folder), if not where config.yaml says. `revision` is the hub's. `lora` is the folder or hub id of an
+        adapter trained on these weights.
         """
-        folder = local_folder(path, FILES, revision)
-        for name in FILES:
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder}: {name} not found; give the folder that editar.train wrote")
-        cfg = from_yaml(TrainConfig, folder / "config.yaml")
+        cfg, gpt, tokenizer = open_run(path, revision, lora)
         cfg.sampling = override(cfg.sampling, sampling or {}, "sampling")
         cfg.text.name = text_name or cfg.text.name
         place = pick_device(device) if isinstance(device, str) else device
-        gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
-        load_gpt(gpt, folder, strict=True)
-        load_vq(tokenizer, folder)
         for module in (gpt, tokenizer):
             module.to(place).eval().requires_grad_(False)
         gpt.to(pick_dtype("bfloat16" if dtype == "auto" else dtype, place))

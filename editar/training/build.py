@@ -10,21 +10,25 @@ import torch
 from torch import nn
 
 from editar.config import TrainConfig
-from editar.data.encode import build_cache, open_cache, tokenizer_checksum
+from editar.data.encode import build_cache, open_cache
+from editar.data.folder import FolderTable
 from editar.data.loader import BadRows, HeldoutRows, Reader, TrainStream
 from editar.data.sources import mixture_of, open_sources
-from editar.errors import ConfigError
+from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
+from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
+from editar.runtime.files import some
 from editar.runtime.log import say
-from editar.training.checkpoint import Checkpointer, resume
+from editar.training.checkpoint import Checkpointer, NewestWeights, resume
 from editar.training.ema import Ema
 from editar.training.encoders import Encoders
 from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
-from editar.weights.load import load_gpt
+from editar.weights.adapter import ADAPTER_FILES, adapt, adapter_weights, base_of, check_base
+from editar.weights.load import load_gpt, load_vq, vq_checksum
 from editar.weights.run_checkpoint import latest_checkpoint
 
 
@@ -63,19 +67,24 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     if ranks.is_main:
         check_disk(cfg)
     torch.manual_seed(cfg.seed)  # here, so that ranks agree, also on the null tables, which DDP does not send
-    gpt = GPT(cfg.gpt).to(ranks.device)
-    if cfg.init_from is not None and newest is None:
+    gpt, file = GPT(cfg.gpt), NewestWeights()
+    if cfg.lora.rank:
+        file = start_adapter(cfg, gpt, encoders.tokenizer, folder, ranks)
+    elif cfg.init_from is not None and newest is None:
         report = load_gpt(gpt, cfg.init_from)
         if ranks.is_main:
             say(str(report))
+    gpt.to(ranks.device)
     if ranks.is_main:
-        millions = sum(p.numel() for p in gpt.parameters()) / 1e6
+        counts = [sum(p.numel() for p in gpt.parameters() if p.requires_grad or whole) / 1e6 for whole in (True, False)]
+        trained = f", {counts[1]:.2f} M of them trained," if cfg.lora.rank else ""
         parts = f"{ranks.size} x {at_once} samples at once, {cfg.global_batch // ranks.size // at_once} times"
-        say(f"GPT: {millions:.2f} M parameters on {ranks.size} x {ranks.device}; {cfg.steps} steps of {parts}")
+        place = f"{ranks.size} x {ranks.device}"
+        say(f"GPT: {counts[0]:.2f} M parameters{trained} on {place}; {cfg.steps} steps of {parts}")
     wrapped = parallelise(Objective(gpt, cfg.loss), cfg, ranks)
     optimizers = make_optimizers(gpt, cfg.optim)
     ema = Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None
-    start = resume(folder, gpt, optimizers, ema, ranks)
+    start = resume(folder, gpt, optimizers, ema, ranks, file)
     train_rows, heldout_rows = open_data(cfg, ranks, encoders)
     return Run(
         cfg=cfg,
@@ -90,15 +99,41 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
         train_rows=train_rows,
         heldout_rows=heldout_rows,
         bad_rows=BadRows(cfg.data.max_bad_share),
-        checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints),
+        checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints, file),
         start=start,
     )
+
+
+def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, ranks: Ranks) -> NewestWeights:
+    """The frozen base into `gpt`, and an adapter into its layers -> where that is written. Raises CheckpointError
+    for a base that is not complete, or not the one that the run in `folder` began with."""
+    report = load_gpt(gpt, str(cfg.init_from))
+    if report.kept:
+        raise CheckpointError(
+            f"init_from={cfg.init_from}: lacks {some(report.kept, 3)}, which no adapter replaces; train the GPT "
+            "itself first" + (", or set teacher=none" if "alignment.weight" in report.kept else "")
+        )
+    base = base_of(gpt, tokenizer)
+    beside = Path(str(cfg.init_from)) / "tokenizer.safetensors"
+    if beside.is_file():
+        load_vq(own := VQModel(cfg.tokenizer), beside)
+        if vq_checksum(own) != base["tokenizer"]:
+            raise ConfigError(
+                f"tokenizer.weights={cfg.tokenizer.weights} is not the tokenizer of init_from={cfg.init_from}, with "
+                f"which the adapter will be used; give tokenizer.weights={cfg.init_from}"
+            )
+    if (folder / ADAPTER_FILES[1]).is_file():
+        check_base(folder, base)
+    adapt(gpt, cfg.lora)
+    if ranks.is_main:
+        say(str(report))
+    return NewestWeights(ADAPTER_FILES[1], adapter_weights, base)
 
 
 def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
     """Sources, their codes when the config names a cache, and the mixture of them."""
     sources = open_sources(cfg.data)
-    checksum = tokenizer_checksum(encoders.tokenizer)
+    checksum = vq_checksum(encoders.tokenizer)
     prepare = encoders.teacher.prepare if encoders.teacher else None
     readers = []
     for source in sources.values():
@@ -106,6 +141,8 @@ def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[Train
             build_cache(cfg, source, encoders.tokenizer, checksum, encoders.teacher, ranks)
         cache = open_cache(cfg, source, checksum) if cfg.data.cache is not None else None
         readers.append(Reader(source, cache, cfg.image_size, prepare, cfg.data.images))
+        if isinstance(source.table, FolderTable) and ranks.is_main:
+            encoders.text.name_unknown(source.table.instructions(), f"data.sources.{source.name}: ")
     mixture = mixture_of(sources, cfg.seed)
     if ranks.is_main:
         parts = [(name, share, sources[name]) for name, share in mixture.shares.items()]

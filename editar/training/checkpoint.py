@@ -5,13 +5,16 @@ checkpoint is a folder `checkpoints/step_0001000/` that torch.distributed.checkp
 process its share, and that appears by one rename; it fits any number of processes, DDP or FSDP. There
 is no RNG in it: dropout is a function of (seed, step, rank), draws of (seed, draw).
 
-The newest weights are also put at `model.safetensors`, where `editar.edit` and `editar.eval` look.
+Frozen weights are in no checkpoint: they are loaded from where they came from. The newest weights are also put at
+`model.safetensors` (of an adapter, `adapter_model.safetensors`), where `editar.edit` and `editar.eval` look.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,33 @@ from editar.weights.run_checkpoint import (
 UNREADABLE = "{}: not readable or of another model ({}); remove that folder to resume earlier"
 
 
+@dataclass(frozen=True)
+class NewestWeights:
+    """The file of a run's newest weights: `select` takes them from the model's tensors and names them as the file does;
+    `header` stands in the file beside the step."""
+
+    name: str = "model.safetensors"
+    select: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    header: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, weights: dict[str, torch.Tensor], folder: Path, step: int) -> None:
+        save_weights(weights, folder / self.name, {"step": str(step), **self.header})
+
+
 class Checkpointer:
     """Writes checkpoints of one run, in the background if asked; keeps the newest `keep` and every
     step that is a multiple of `keep_every`."""
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int, keep_every: int, background: bool) -> None:
-        self.folder, self.root, self.ranks = folder, folder / "checkpoints", ranks
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        keep: int,
+        keep_every: int,
+        background: bool,
+        file: NewestWeights = NewestWeights(),  # frozen
+    ) -> None:
+        self.folder, self.root, self.ranks, self.file = folder, folder / "checkpoints", ranks, file
         self.keep, self.keep_every, self.background = keep, keep_every, background
         self.pending: tuple[int, Future[None]] | None = None
         self.pool = ThreadPoolExecutor(1)  # waits for DCP's thread and reads all of it again, for the checksums
@@ -61,8 +85,8 @@ class Checkpointer:
                 shutil.rmtree(left_over)
 
     def save(self, step: int, state: State, weights: dict[str, torch.Tensor]) -> None:
-        """Write `state` as step's checkpoint and `weights` (whole, on the first process) as
-        model.safetensors. Raises CheckpointError, for instance when the disk is full."""
+        """Write `state` as step's checkpoint and `weights` (whole, on the first process) to the weights file.
+        Raises CheckpointError, for instance when the disk is full."""
         self.finish()
         partial = partial_of(self.folder, step)
         if self.ranks.is_main:
@@ -77,7 +101,7 @@ class Checkpointer:
                 dcp.save(state, checkpoint_id=partial, process_group=self.group)
                 self._put_in_place(step)
             if self.ranks.is_main:
-                save_weights(weights, self.folder / "model.safetensors", {"step": str(step)})
+                self.file.save(weights, self.folder, step)
         except FAILURES as error:
             raise self._failed(step, error) from error
 
@@ -124,7 +148,9 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], em
 
     Learning rates and the like are not in it; they come from the config.
     """
-    state: State = {"model": model.state_dict()} | ({} if ema is None else {"ema": dict(ema.average)})
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    own = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    state: State = {"model": own} | ({} if ema is None else {"ema": dict(ema.average)})
     for index, optimizer in enumerate(optimizers):
         state[f"optimizer_{index}"] = get_optimizer_state_dict(model, optimizer)["state"]
     return state
@@ -161,19 +187,24 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.O
 
 
 def resume(
-    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema | None, ranks: Ranks
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    ema: Ema | None,
+    ranks: Ranks,
+    file: NewestWeights = NewestWeights(),  # frozen
 ) -> int:
     """Continue from the newest intact checkpoint of this folder if there is one; returns the next step.
 
-    A kill may have left model.safetensors behind or ahead of the checkpoint: it is written again then."""
+    A kill may have left the weights file behind or ahead of the checkpoint: it is written again then."""
     newest = intact_checkpoint(folder, ranks)
     if newest is None:
         return 0
-    step, weights = load_checkpoint(newest, model, optimizers, ema), folder / "model.safetensors"
-    if any(ranks.gather(ranks.is_main and weights_step(weights) != step)):
-        whole = whole_weights(model, ema, ranks)
+    step = load_checkpoint(newest, model, optimizers, ema)
+    if any(ranks.gather(ranks.is_main and weights_step(folder / file.name) != step)):
+        whole = whole_weights(model, ema, ranks, file)
         if ranks.is_main:
-            save_weights(whole, weights, {"step": str(step)})
+            file.save(whole, folder, step)
     if ranks.is_main:
         say(f"resuming {folder} at step {step}")
     return step
@@ -187,7 +218,12 @@ def staged(state: State) -> State:
     }
 
 
-def whole_weights(model: nn.Module, ema: Ema | None, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """What `model.safetensors` gets: the average where there is one, else the weights; on the first
+def whole_weights(
+    model: nn.Module,
+    ema: Ema | None,
+    ranks: Ranks,
+    file: NewestWeights = NewestWeights(),  # frozen
+) -> dict[str, torch.Tensor]:
+    """What the weights file gets: the average where there is one, else the weights; on the first
     process. Every process must call it."""
-    return full_state(model.state_dict() | ({} if ema is None else ema.average), ranks)
+    return full_state(file.select(model.state_dict() | ({} if ema is None else ema.average)), ranks)

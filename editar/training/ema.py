@@ -15,7 +15,7 @@ from torch import nn
 
 class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.decay = decay
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 

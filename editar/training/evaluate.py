@@ -12,11 +12,14 @@ import torch
 from editar.data.loader import Batch, batches
 from editar.data.sources import NANO_WORLDS
 from editar.models.gpt import GPT
+from editar.runtime.device import pick_dtype
 from editar.sampling.pipeline import EditPipeline
 from editar.training.build import Run
 from editar.training.checkpoint import whole_weights
 from editar.training.losses import LossOutput
 from editar.training.preview import write_preview
+from editar.weights.adapter import merge_lora
+from editar.weights.load import load_gpt
 
 PREVIEWS = 16
 ALL = ""  # beside the names of sources and tasks
@@ -74,7 +77,7 @@ def heldout_batches(run: Run, numbers: list[int], size: int) -> Iterator[Batch]:
 def current_pipeline(run: Run) -> EditPipeline | None:
     """An editor with the current weights, on the first process (None elsewhere); every process must call it."""
     gpt = run.gpt
-    if run.ema is not None or (run.cfg.parallel == "fsdp" and run.ranks.size > 1):
+    if run.ema is not None or run.cfg.lora.rank or (run.cfg.parallel == "fsdp" and run.ranks.size > 1):
         gpt = whole_copy(run)
     if not run.ranks.is_main:
         return None
@@ -90,11 +93,16 @@ def preview(run: Run, pipeline: EditPipeline, step: int) -> Path:
 
 
 def whole_copy(run: Run) -> GPT:
-    """A GPT of its own with the whole (averaged) weights, on the first process's device."""
-    weights = whole_weights(run.gpt, run.ema, run.ranks)
+    """A GPT of its own with the whole (averaged) weights, the adapter merged in, on the first process's device."""
+    weights = whole_weights(run.gpt, run.ema, run.ranks, run.checkpointer.file)
     with torch.device("meta"):
         gpt = GPT(run.cfg.gpt)
-    if run.ranks.is_main:
+    if run.cfg.lora.rank and run.ranks.is_main:
+        gpt = GPT(run.cfg.gpt)
+        load_gpt(gpt, str(run.cfg.init_from))
+        merge_lora(gpt, run.cfg.lora, weights)
+        gpt.to(run.ranks.device, pick_dtype("bfloat16", run.ranks.device))
+    elif run.ranks.is_main:
         gpt.load_state_dict(weights, assign=True)
         gpt.to(run.ranks.device)
     return gpt

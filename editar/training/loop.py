@@ -31,6 +31,7 @@ from editar.training.parallel import clip_gradients, sync_gradients
 from editar.training.planning.cost import peak_flops, training_flops
 from editar.training.planning.dry_run import dry_run
 from editar.training.trace import Trace
+from editar.weights.adapter import write_adapter_config
 from editar.weights.run_checkpoint import latest_checkpoint
 
 # What a caller wants to know on the way: (step, an editor with the current weights) -> values for metrics.jsonl.
@@ -56,7 +57,10 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
         start = run.start
         if ranks.is_main:
             write_run_folder(folder, cfg)
-            save_weights(run.encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
+            if cfg.lora.rank:
+                write_adapter_config(folder, cfg.lora, str(cfg.init_from))
+            else:
+                save_weights(run.encoders.tokenizer.state_dict(), folder / "tokenizer.safetensors")
             if start >= cfg.steps:
                 say(f"{folder} is finished: {start} steps done, steps={cfg.steps}")
         draws = DrawBatchSampler(start, cfg.steps, ranks.rank, ranks.size, cfg.global_batch, run.micro_batch)
@@ -94,7 +98,7 @@ def costs(run: Run) -> Costs:
     peak = peak_flops(run.ranks.device)
     return Costs(
         tokens=run.cfg.gpt.sequence_tokens - 1,
-        flops=training_flops(run.cfg.gpt),
+        flops=training_flops(run.cfg.gpt, frozen=run.cfg.lora.rank > 0),
         peak_flops=None if peak is None else peak * run.ranks.size,
     )
 
@@ -192,5 +196,5 @@ def report(run: Run, logger: MetricLogger, step: int, watch: Watch | None) -> No
 
 
 def save(run: Run, step: int) -> None:
-    weights = whole_weights(run.gpt, run.ema, run.ranks)
+    weights = whole_weights(run.gpt, run.ema, run.ranks, run.checkpointer.file)
     run.checkpointer.save(step, training_state(run.gpt, run.optimizers, run.ema), weights)

@@ -82,9 +82,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         count, chunk = rows.shape[0], max(1, CHUNK_LOGITS // weight.shape[0])
         nll = torch.empty(count, device=rows.device)
         hits = torch.empty(count, device=rows.device, dtype=torch.bool)
-        wanted = any(ctx.needs_input_grad[:2])
-        rows_grad = torch.empty_like(rows) if wanted else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None  # or frozen
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, min(start + chunk, count))
@@ -93,21 +92,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 picked = logits.gather(1, index)[:, 0]  # (r,)
                 norm = logits.logsumexp(1)
                 nll[part], hits[part] = norm - picked, logits.argmax(1) == target[part]
-                if rows_grad is not None and weight_grad is not None:
+                if rows_grad is not None or weight_grad is not None:
                     logits.sub_(norm[:, None]).exp_()  # softmax, in place
                     logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
                     slope = logits.div_(count).type_as(rows)
-                    rows_grad[part] = slope @ weight
-                    weight_grad += slope.T @ rows[part]
-        if rows_grad is not None and weight_grad is not None:
-            ctx.save_for_backward(rows_grad, weight_grad.type_as(weight))
+                    if rows_grad is not None:
+                        rows_grad[part] = slope @ weight
+                    if weight_grad is not None:
+                        weight_grad += slope.T @ rows[part]
+        ctx.save_for_backward(rows_grad, None if weight_grad is None else weight_grad.type_as(weight))
         ctx.mark_non_differentiable(nll, hits)
         return nll.mean(), nll, hits
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        rows_grad, weight_grad = ctx.saved_tensors
-        return rows_grad * grads[0].type_as(rows_grad), weight_grad * grads[0].type_as(weight_grad), None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        scaled = [None if grad is None else grad * grads[0].type_as(grad) for grad in ctx.saved_tensors]
+        return scaled[0], scaled[1], None
 
 
 def distill_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,16 @@ def micro_batch(cfg: TrainConfig, world_size: int) -> int:
     return max(size for size in range(1, min(share, cfg.micro_batch) + 1) if share % size == 0)
 
 
+def average_gradients(module: nn.Module, ranks: Ranks) -> None:
+    """The mean of every gradient over processes, in one transfer: for small models in several calls, which DDP does
+    not wrap."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if ranks.size > 1 and gradients:
+        flat = ranks.sum_(torch.cat([gradient.flatten() for gradient in gradients])) / ranks.size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
 def sync_gradients(wrapped: nn.Module, last: bool) -> None:
     """Whether the coming backward pass is the last of its step, and so averages gradients over processes."""
     if isinstance(wrapped, DistributedDataParallel):

@@ -6,20 +6,22 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from editar.config import GPTConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
+from editar.config import GPTConfig, LoraConfig, OptimConfig, RopeConfig, TrainConfig, from_yaml, read_yaml, to_yaml
 from editar.errors import CheckpointError, one_line
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.entry import load_config
 from editar.runtime.files import atomic, check_state, checksum, parse_json, save_weights, write_json, write_text
 from editar.runtime.manifest import load_manifest
+from editar.weights.adapter import adapter_folder, adapter_header, open_run
 from editar.weights.load import gpt_advice, judge, read_tokenizer, vq_advice
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
@@ -55,8 +57,18 @@ def import_weights(
     rename and must not exist. Raises CheckpointError or ConfigError.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
+    with new_folder(folder) as partial:
+        return _import(source, folder, partial, overrides, tokenizer, keep_optimizer)
+
+
+def _import(
+    source: str | Path,
+    folder: Path,
+    partial: Path,
+    overrides: list[str] | None,
+    tokenizer: str | None,
+    keep_optimizer: bool,
+) -> WeightsInfo:
     state, info = read_checkpoint(source)
     codes, found = read_tokenizer(tokenizer) if tokenizer is not None else ({}, None)
     cfg = gpt_config(info, overrides, folder, tokenizer_settings(found)) if info.kind != "vq" else None
@@ -64,9 +76,6 @@ def import_weights(
         with torch.device("meta"):
             judge(VQModel(cfg.tokenizer), codes, found, True, vq_advice(found.sizes, cfg.tokenizer))
     training = resumable_state(state, info, cfg) if keep_optimizer else None
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     save_weights(state, partial / "model.safetensors")
     if cfg is not None:
         write_text(partial / "config.yaml", to_yaml(cfg))
@@ -75,7 +84,6 @@ def import_weights(
     if training is not None:
         write_whole(partial, int(info.training.get("steps", 0)), training)
     write_json(partial / "source.json", describe_source(info))
-    os.replace(partial, folder)
     return info
 
 
@@ -86,6 +94,35 @@ def tokenizer_settings(info: WeightsInfo | None) -> list[str]:
         return []
     section = read_yaml(beside).get("tokenizer", {})
     return [f"tokenizer.{key}={json.dumps(value)}" for key, value in section.items() if key != "weights"]
+
+
+def merge_adapter(base: str | Path, lora: str | Path, folder: str | Path) -> None:
+    """A run folder and an adapter trained on it -> a run folder that needs neither, in float32. It appears by one
+    rename and must not exist. Raises CheckpointError."""
+    with new_folder(Path(folder)) as partial:
+        cfg, gpt, tokenizer = open_run(base, lora=lora)
+        cfg.lora = LoraConfig()
+        write_text(partial / "config.yaml", to_yaml(cfg))
+        save_weights(gpt.state_dict(), partial / "model.safetensors")
+        save_weights(tokenizer.state_dict(), partial / "tokenizer.safetensors")
+        write_json(
+            partial / "source.json", {"source": str(base), "lora": str(lora), **adapter_header(adapter_folder(lora))}
+        )
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what will become `folder`, which must not exist: it appears when the body is done."""
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def gpt_config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -109,6 +110,21 @@ def judge(
     ignored = [key for key in state if key not in own and declared("unexpected", key, info.kind)]
     check_state(module, state, info.source, {*kept, *ignored}, problems, advice)
     return LoadReport(info, kept, ignored)
+
+
+def tensor_checksum(state: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits over the values in float32, in the order of their names."""
+    digest = hashlib.sha256()
+    for _, value in sorted(state.items()):
+        digest.update(value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def vq_checksum(tokenizer: nn.Module) -> str:
+    """16 hex digits over a VQModel's weights, whatever file they came from."""
+    state = tokenizer.state_dict()
+    del state["quantize.codebook_used"]  # a statistic of the tokenizer's own training
+    return tensor_checksum(state)
 
 
 def declared(what: str, key: str, kind: str) -> Expected | None:

@@ -89,10 +89,14 @@ def test_a_finished_run_says_so(run: Path, go_on: Continue, capsys: pytest.Captu
 
 def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train_tokenizer(tokenizer_config(tmp_path / "tokenizer"))
-    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+    def contents() -> dict[Path, tuple[int, bytes]]:
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+    before = contents()
     train_tokenizer(tokenizer_config(folder))
     assert f"{folder} is finished" in capsys.readouterr().err
-    assert before == {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    assert before == contents()
     with pytest.raises(ConfigError, match="another config"):
         train_tokenizer(tokenizer_config(folder, "steps=3"))
 

@@ -25,6 +25,7 @@ from editar.runtime.distributed import Ranks
 from editar.runtime.entry import load_config
 from editar.training.encoders import build_teacher_of, build_tokenizer
 from editar.training.loop import train
+from editar.weights.load import vq_checksum
 from tests.helpers import miniature
 from tests.helpers.tiny import ROOT, TINY_GPT, TINY_TOKENIZER, run_module
 
@@ -53,7 +54,7 @@ def fill(cfg: TrainConfig) -> None:
     tokenizer = build_tokenizer(cfg, WORLD.device)
     teacher = build_teacher_of(cfg, WORLD.device)
     for source in open_sources(cfg.data).values():
-        encode.build_cache(cfg, source, tokenizer, encode.tokenizer_checksum(tokenizer), teacher, WORLD)
+        encode.build_cache(cfg, source, tokenizer, vq_checksum(tokenizer), teacher, WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def streams(cfg: TrainConfig) -> TrainStream:
     teacher = build_teacher_of(cfg, WORLD.device)
     assert teacher is not None
     tokenizer = build_tokenizer(cfg, WORLD.device)
-    checksum = encode.tokenizer_checksum(tokenizer)
+    checksum = vq_checksum(tokenizer)
     sources = open_sources(cfg.data)
     readers = [
         Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, teacher.prepare)
@@ -99,7 +100,7 @@ def test_exact_pictures_are_the_teachers_own_input(
         assert a.picture is not None and b.picture is not None and np.array_equal(a.picture, b.picture)
     without = config(five_sources, tiny_tokenizer, tmp_path, "teacher=none")
     source = open_sources(without.data)["pipe"]
-    checksum = encode.tokenizer_checksum(build_tokenizer(without, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(without, WORLD.device))
     assert encode.open_cache(without, source, checksum).manifest.pictures.startswith("exact:")
 
 
@@ -165,7 +166,7 @@ def test_stored_features_come_back(five_sources: dict[str, Path], tiny_tokenizer
     fill(cfg)
     teacher = build_teacher_of(cfg, WORLD.device)
     source = open_sources(cfg.data)["cocostuff"]
-    checksum = encode.tokenizer_checksum(build_tokenizer(cfg, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device))
     assert teacher is not None
     item = Reader(source, encode.open_cache(cfg, source, checksum), 64, teacher.prepare).item(2, 0.0, 0.0)
     pixels = Reader(source, None, 64, teacher.prepare).item(2, 0.0, 0.0)
@@ -246,7 +247,7 @@ def test_from_disk_as_from_memory(cache: Path, five_sources: dict[str, Path], ti
     """From disk, row group by row group, the same rows as from memory."""
     cfg = config(five_sources, tiny_tokenizer, cache, JPEG)
     source = open_sources(cfg.data)["pipe"]
-    checksum = encode.tokenizer_checksum(build_tokenizer(cfg, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device))
     memory, disk = (encode.open_cache(cfg, source, checksum) for _ in range(2))
     assert memory.in_memory
     disk.in_memory = False

@@ -31,6 +31,7 @@ OLD_FEATURES: dict[pa.DataType, Any] = {
     IMAGE: {"_type": "Image"},
     LABELS: {"feature": {"feature": {"dtype": "uint8", "_type": "Value"}, "_type": "Sequence"}, "_type": "Sequence"},
     pa.string(): {"dtype": "string", "_type": "Value"},
+    pa.list_(pa.string()): {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
     pa.binary(): {"dtype": "binary", "_type": "Value"},
 }
 
@@ -309,3 +310,75 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
+
+
+def _write_edits(
+    folder: Path, rows: int, source: str, target: str, words: str, split: str, corrupt: Iterable[int], more: Any
+) -> Path:
+    """A parquet set of one text and two pictures a row; `more(i, text)` gives the other columns and may replace the
+    text."""
+    table = []
+    for i in range(rows):
+        plan = _plan("recolour", i)
+        before, after = _pair(plan, i, 64, 96)
+        pictures = {source: _struct(encode(before)), target: _struct(encode(after, half=i in set(corrupt)))}
+        table.append(pictures | {words: plan.instruction} | more(i, plan.instruction))
+    kinds = {dict: IMAGE, str: pa.string(), list: pa.list_(pa.string())}
+    types = {name: kinds[type(value)] for name, value in table[0].items()}
+    return write_parquet(folder / "data", table, types, 2, split).parent
+
+
+def write_magicbrush(folder: Path, rows: int, *, corrupt: Iterable[int] = (), empty: Iterable[int] = ()) -> Path:
+    """osunlp/MagicBrush; its masks are left out, as the reader does."""
+
+    def more(i: int, text: str) -> dict[str, Any]:
+        return {"img_id": str(300 + i), "instruction": "" if i in set(empty) else text}
+
+    return _write_edits(folder, rows, "source_img", "target_img", "instruction", "train", corrupt, more)
+
+
+def write_ultraedit(folder: Path, rows: int, *, corrupt: Iterable[int] = (), empty: Iterable[int] = ()) -> Path:
+    """BleachNick/UltraEdit_500k, whose one split is named FreeForm."""
+
+    def more(i: int, text: str) -> dict[str, Any]:
+        captions = {"source_caption": "before", "target_caption": "after"}
+        return captions | {"edit_prompt": " " if i in set(empty) else text}
+
+    return _write_edits(folder, rows, "source_image", "edited_image", "edit_prompt", "FreeForm", corrupt, more)
+
+
+def write_omniedit(folder: Path, rows: int, *, corrupt: Iterable[int] = (), empty: Iterable[int] = ()) -> Path:
+    """TIGER-Lab/OmniEdit-Filtered-1.2M: a list of one to three wordings."""
+
+    def more(i: int, text: str) -> dict[str, Any]:
+        texts = [] if i in set(empty) else [text, f"please {text}", f"{text} now"][: 1 + i % 3]
+        return {"omni_edit_id": f"task_{i}", "task": "swap", "edited_prompt_list": texts}
+
+    return _write_edits(folder, rows, "src_img", "edited_img", "edited_prompt_list", "train", corrupt, more)
+
+
+def write_webdataset(
+    folder: Path,
+    rows: int,
+    *,
+    corrupt: Iterable[int] = (),
+    empty: Iterable[int] = (),
+    lacking: dict[int, str] | None = None,
+) -> Path:
+    """Two tars of KEY.src.jpg, KEY.tgt.png and KEY.txt; pair i lacks the part `lacking[i]`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(2):
+        with tarfile.open(folder / f"pairs-{number:06d}.tar", "w") as tar:
+            for i in _part(list(range(rows)), number, 2):
+                plan = _plan("recolour", i)
+                before, after = _pair(plan, i, 64, 96)
+                parts = {
+                    "src.jpg": encode(before, "JPEG"),
+                    "tgt.png": encode(after, half=i in set(corrupt)),
+                    "txt": b"" if i in set(empty) else plan.instruction.encode(),
+                    "json": b"{}",
+                }
+                for name, content in parts.items():
+                    if name.split(".")[0] != (lacking or {}).get(i):
+                        _add(tar, f"./{number}/{i:06d}.{name}", content)
+    return folder

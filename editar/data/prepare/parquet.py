@@ -3,7 +3,7 @@
 The columns stay as they are downloaded, image bytes unchanged; only label maps, nested lists of
 integers in COCO-Stuff, become PNGs in a struct {bytes, path} under the same column name.
 
-A piece of work is one input parquet file; its shards depend on nothing but that file and the options.
+A piece of work is one input file, parquet or tar; its shards depend on nothing but that file and the options.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from editar.data.prepare import folder as out
 from editar.data.prepare.folder import Dropped, Drops, check_image
 from editar.data.prepare.request import ROW_GROUP, Request
+from editar.data.prepare.webdataset import TarInput, list_tars
 from editar.data.prepare.work import ShardWriter, run_units, tick
 from editar.data.shards import row_of
 from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
@@ -38,13 +39,14 @@ CLASSES = 171  # of COCO-Stuff; 255 = ignore
 @dataclass(frozen=True)
 class Layout:
     """Columns of a data set that are kept. `images`: source, target. Of `texts` one must not be
-    blank, unless `blank_texts` says so. `others` may be absent."""
+    blank, unless `blank_texts` says so; with `lists` each is a list of wordings. `others` may be absent."""
 
     images: tuple[str, str]
     texts: tuple[str, ...]
     labels: str | None = None
     others: tuple[str, ...] = ()
     blank_texts: bool = False
+    lists: bool = False
 
     @property
     def needed(self) -> list[str]:
@@ -53,6 +55,7 @@ class Layout:
     @property
     def schema(self) -> pa.Schema:
         kinds = {name: pa.string() for name in (*self.texts, *self.others)}
+        kinds |= {name: pa.list_(pa.string()) for name in self.texts if self.lists}
         pictures = {name: IMAGE for name in (*self.images, self.labels) if name}
         return pa.schema({name: (kinds | pictures)[name] for name in (*self.needed, *self.others)})
 
@@ -68,6 +71,14 @@ LAYOUTS = {
     "cocostuff": Layout(
         images=("control_seg", "image"), texts=("prompt",), labels="panoptic_seg_map", others=("image_path",)
     ),
+    "magicbrush": Layout(images=("source_img", "target_img"), texts=("instruction",), others=("img_id",)),
+    "ultraedit": Layout(
+        images=("source_image", "edited_image"), texts=("edit_prompt",), others=("source_caption", "target_caption")
+    ),
+    "omniedit": Layout(
+        images=("src_img", "edited_img"), texts=("edited_prompt_list",), others=("omni_edit_id", "task"), lists=True
+    ),
+    "webdataset": Layout(images=("source", "target"), texts=("instruction",), others=("key",)),
 }
 
 
@@ -92,6 +103,12 @@ class Input:
         except Exception as error:  # damaged files and the hub's client raise many types, one meaning
             raise DataError(f"{self.path}: not a readable parquet file ({one_line(error)}); get it anew") from None
 
+    def columns(self) -> list[str]:
+        return self.open().schema_arrow.names
+
+    def count(self) -> int:
+        return self.open().metadata.num_rows
+
     def rows(self, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:
         """The first `limit` rows in order; of `columns` those that the file has."""
         file = self.open()
@@ -111,7 +128,7 @@ class Unit:
     """One piece of work: the first `rows` rows of an input file -> shards `part-NUMBER-*`."""
 
     number: int
-    input: Input
+    input: Input | TarInput
     rows: int
     layout: Layout
     folder: Path
@@ -122,7 +139,7 @@ class Unit:
         return f"{self.number:05d}"
 
 
-def prepare_parquet(request: Request) -> dict[str, Any]:
+def prepare_files(request: Request) -> dict[str, Any]:
     layout, folder = LAYOUTS[request.source], request.folder
     inputs = list_inputs(request)
     made_from = request.made_from | {"inputs": [{"name": i.name, "bytes": i.size} for i in inputs]}
@@ -139,8 +156,11 @@ def prepare_parquet(request: Request) -> dict[str, Any]:
     return collect(folder, made_from, units, layout)
 
 
-def list_inputs(request: Request) -> list[Input]:
-    """The chosen parquet files of a folder or of `hf://owner/name[@revision]`, sorted by name."""
+def list_inputs(request: Request) -> list[Input | TarInput]:
+    """The chosen parquet files of a folder or of `hf://owner/name[@revision]`, or the tars of a folder, by name."""
+    if request.source == "webdataset":
+        tars = {tar.name: tar for tar in list_tars(request.origin)}
+        return [tars[name] for name in request.choose(list(tars))]
     if request.origin.startswith("hf://"):
         found = list_hub(request.origin)
     else:
@@ -168,19 +188,19 @@ def list_hub(origin: str) -> list[Input]:
     return [Input(name, name, size, repo, info.sha) for name, size in files]
 
 
-def plan_units(request: Request, inputs: list[Input], layout: Layout) -> list[Unit]:
+def plan_units(request: Request, inputs: list[Input | TarInput], layout: Layout) -> list[Unit]:
     """A unit per file, as far as the limit reaches. Raises DataError for files of another data set."""
     units: list[Unit] = []
     left = math.inf if request.limit is None else request.limit
     for number, item in enumerate(inputs):
         if left == 0:
             break
-        file = item.open()
-        known = file.schema_arrow.names
+        known = item.columns()
         if missing := [name for name in layout.needed if name not in known]:
-            found = f"no column {', '.join(missing)}; found {', '.join(known)}"
+            what = "column" if isinstance(item, Input) else "member for"
+            found = f"no {what} {', '.join(missing)}; found {', '.join(known)}"
             raise DataError(f"{item.path}: {found}: is this {request.source}?")
-        rows = int(min(left, file.metadata.num_rows))
+        rows = int(min(left, item.count()))
         left -= rows
         units.append(Unit(number, item, rows, layout, request.folder, request.rows_per_shard))
     return units
@@ -195,7 +215,7 @@ def prepare_unit(unit: Unit) -> None:
         try:
             kept = check_row(row, unit.layout)
             writer.add(kept)
-            blank.update(name for name in unit.layout.texts if not (kept[name] or "").strip())
+            blank.update(name for name in unit.layout.texts if is_blank(kept[name]))
         except Dropped as why:
             drops.add(f"{unit.input.name}#{number}", why)
         tick(1)
@@ -207,7 +227,11 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """A row as it is kept. Raises Dropped."""
     names = (*layout.texts, *layout.others)
     kept: dict[str, Any] = {name: None if row.get(name) is None else str(row[name]) for name in names}
-    if not layout.blank_texts and not any((kept[name] or "").strip() for name in layout.texts):
+    if layout.lists:
+        kept |= {name: [str(item) for item in row[name] or () if str(item or "").strip()] for name in layout.texts}
+    if lost := [name for name in layout.needed if name in row.get("missing", ())]:
+        raise Dropped("missing member", f"{row['key']} has no {', '.join(lost)}")
+    if not layout.blank_texts and all(is_blank(kept[name]) for name in layout.texts):
         raise Dropped("no text")
     for name in layout.images:
         value = row[name] if isinstance(row[name], dict) else {"bytes": row[name], "path": None}
@@ -216,6 +240,10 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     if layout.labels:
         kept[layout.labels] = {"bytes": check_labels(row[layout.labels]), "path": None}
     return kept
+
+
+def is_blank(text: str | list[str] | None) -> bool:
+    return not (text.strip() if isinstance(text, str) else text)
 
 
 def check_labels(value: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from editar.data.prepare import folder as out
-from editar.data.prepare.parquet import LAYOUTS, prepare_parquet
+from editar.data.prepare.parquet import LAYOUTS, prepare_files
 from editar.data.prepare.request import Request
 from editar.data.prepare.seed import prepare_seed
 from editar.errors import DataError
@@ -28,4 +28,4 @@ def prepare(request: Request) -> dict[str, Any]:
     with out.only_one(request.folder):
         if request.source == "seed_unsplash":
             return prepare_seed(request)
-        return prepare_parquet(request)
+        return prepare_files(request)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from editar.config import GPTConfig, TrainConfig
+from editar.config import GPTConfig, LoraConfig, TrainConfig
 from editar.models.gpt import GPT
 from editar.training.losses import CHUNK_LOGITS
 
@@ -29,6 +29,8 @@ PEAK_FLOPS = {
     "3090": 71e12,
     "V100": 125e12,
 }
+
+BASE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a frozen weight, by lora.base
 
 
 def moment_bytes(cfg: TrainConfig) -> int:
@@ -49,16 +51,34 @@ def parameters(cfg: GPTConfig) -> int:
         return sum(p.numel() for p in GPT(cfg).parameters())
 
 
-def training_flops(cfg: GPTConfig) -> float:
+def adapter_parameters(cfg: GPTConfig, lora: LoraConfig) -> int:
+    """rank (in + out) of every layer that has an adapter, by the layers' shapes in editar/models/gpt.py."""
+    kv = (cfg.n_kv_head or cfg.n_head) * cfg.head_dim
+    once = {"fc1": cfg.text_dim + cfg.dim, "fc2": 2 * cfg.dim}
+    every = {
+        "wqkv": 2 * cfg.dim + 2 * kv,
+        "wo": 2 * cfg.dim,
+        **dict.fromkeys(("w1", "w2", "w3"), cfg.dim + cfg.ffn_dim),
+    }
+    sizes = {**once, **{name: cfg.n_layer * size for name, size in every.items()}}
+    return lora.rank * sum(sizes[name] for name in set(lora.targets))
+
+
+def trained_parameters(cfg: TrainConfig) -> int:
+    return adapter_parameters(cfg.gpt, cfg.lora) if cfg.lora.rank else parameters(cfg.gpt)
+
+
+def training_flops(cfg: GPTConfig, frozen: bool = False) -> float:
     """Forward and backward FLOPs of the GPT for one sample, recomputation not counted: 6 per weight and
-    position, logits at the N target positions only, causal attention counted at half its square."""
+    position, logits at the N target positions only, causal attention counted at half its square. `frozen` weights
+    take 4, having no gradient; adapters on them, a few per cent, are not counted."""
     length = cfg.sequence_tokens - 1
     heads = cfg.n_head + 2 * (cfg.n_kv_head or cfg.n_head)
     block = cfg.dim * heads * cfg.head_dim + cfg.dim**2 + 3 * cfg.dim * cfg.ffn_dim
     text = cfg.text_tokens * (cfg.text_dim * cfg.dim + cfg.dim**2)
     output = cfg.image_tokens * cfg.dim * cfg.vocab_size
     attention = 6 * length**2 * cfg.dim * cfg.n_layer
-    return 6.0 * (cfg.n_layer * block * length + text + output) + attention
+    return (4.0 if frozen else 6.0) * (cfg.n_layer * block * length + text + output) + attention
 
 
 def block_bytes(cfg: GPTConfig) -> float:
@@ -102,17 +122,18 @@ def memory(cfg: TrainConfig, world_size: int, micro_batch: int, frozen: float = 
     count = parameters(gpt)
     sharded = world_size if cfg.parallel == "fsdp" else 1
     half = cfg.precision == "bf16"
-    copies = 2.0 * count if half else 0.0
+    trained, held = (trained_parameters(cfg), BASE_BYTES[cfg.lora.base] * count) if cfg.lora.rank else (count, 0)
+    copies = 2.0 * (trained if held and cfg.lora.base != "fp32" else count) if half else 0.0
     if sharded > 1:
         copies = (2 if half else 4) * (2 * count / gpt.n_layer + gpt.vocab_size * gpt.dim)
     kept = block_bytes(gpt) * (1 if half else 2)
     per_position = 4 * gpt.dim * gpt.n_layer + kept if cfg.activation_checkpointing else kept * gpt.n_layer
     return Memory(
-        weights=4 * count / sharded,
+        weights=held + 4 * trained / sharded,
         autocast_copies=copies,
-        gradients=4 * count / sharded,
-        moments=moment_bytes(cfg) * count / sharded,
-        average=4 * count / sharded if cfg.optim.ema_decay else 0.0,
+        gradients=4 * trained / sharded,
+        moments=moment_bytes(cfg) * trained / sharded,
+        average=4 * trained / sharded if cfg.optim.ema_decay else 0.0,
         activations=per_position * (gpt.sequence_tokens - 1) * micro_batch,
         # A chunk in float32, its slope, and the output layer's gradient.
         logits=6.0 * min(CHUNK_LOGITS, micro_batch * gpt.image_tokens * gpt.vocab_size) + 4 * gpt.vocab_size * gpt.dim,
@@ -121,5 +142,5 @@ def memory(cfg: TrainConfig, world_size: int, micro_batch: int, frozen: float = 
 
 
 def checkpoint_bytes(cfg: TrainConfig) -> float:
-    """Disk of one checkpoint: float32 weights, moments and average."""
-    return parameters(cfg.gpt) * (4 + moment_bytes(cfg) + (4 if cfg.optim.ema_decay else 0))
+    """Disk of one checkpoint: what is trained in float32, its moments and average."""
+    return trained_parameters(cfg) * (4 + moment_bytes(cfg) + (4 if cfg.optim.ema_decay else 0))

@@ -13,17 +13,27 @@ from pathlib import Path
 
 import torch
 
-from editar.config import TrainConfig
+from editar.config import LoraConfig, TrainConfig
 from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError, DataError
 from editar.models.teacher import timm_parameters
 from editar.models.vq import VQModel
 from editar.runtime.log import duration
 from editar.training.parallel import micro_batch
-from editar.training.planning.cost import PEAK_FLOPS, Memory, checkpoint_bytes, memory, parameters, training_flops
+from editar.training.planning.cost import (
+    PEAK_FLOPS,
+    Memory,
+    checkpoint_bytes,
+    memory,
+    parameters,
+    trained_parameters,
+    training_flops,
+)
 
 ASSUMED_MFU = 0.4
 GPUS = ("A100", "H100")
+CARDS = (16, 24, 40, 80)  # GB
+USABLE = 0.9  # of a card's memory; the rest is CUDA's own and what the allocator cannot use
 # Parameters of the frozen networks that are not built here: Flan-T5 encoders by width, base-size teachers.
 T5_ENCODER = {768: 110e6, 1024: 341e6, 2048: 1.22e9, 4096: 4.76e9}
 TEACHERS = {"dinov2": 87e6, "clip": 86e6, "clipseg": 86e6, "hog": 0.0, "none": 0.0}
@@ -39,7 +49,11 @@ def dry_run(cfg: TrainConfig) -> None:
     if os.environ.get("RANK", "0") == "0":
         parts = ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in vars(need).items() if value)
         by_part = f"a GPU       {need.total / 1e9:.1f} GB by arithmetic: {parts}"
-        print("\n".join([*model_lines(cfg, processes, at_once), by_part, *time_lines(cfg), *data_lines(cfg)]))
+        print(
+            "\n".join(
+                [*model_lines(cfg, processes, at_once), by_part, *fit_lines(cfg), *time_lines(cfg), *data_lines(cfg)]
+            )
+        )
     check_memory(need)
     check_disk(cfg)
 
@@ -56,17 +70,19 @@ def frozen_bytes(cfg: TrainConfig) -> float:
 def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:
     gpt, share = cfg.gpt, cfg.global_batch // processes
     tokens = cfg.global_batch * (gpt.sequence_tokens - 1)
-    flops = cfg.global_batch * training_flops(gpt)
+    sample = training_flops(gpt, frozen=cfg.lora.rank > 0)
+    flops = cfg.global_batch * sample
     layout = f"{gpt.source_tokens} source | {gpt.text_tokens} text | {gpt.image_tokens} target"
     return [
         f"GPT         {parameters(replace(gpt, teacher_dim=None)):,} parameters, {parameters(gpt):,} with the "
         f"alignment layer; {gpt.n_layer} layers of {gpt.dim}; {layout} tokens",
         f"processes   {processes} ({cfg.parallel if processes > 1 else 'alone'}), {cfg.precision}"
         f"{', compiled blocks' if cfg.compile else ''}"
-        f"{', activation checkpointing' if cfg.activation_checkpointing else ''}",
+        f"{', activation checkpointing' if cfg.activation_checkpointing else ''}"
+        + (f"; {trained_parameters(cfg):,} adapter parameters trained" if cfg.lora.rank else ""),
         f"a step      {cfg.global_batch} samples = {processes} processes x {at_once} at once x "
         f"{share // at_once} times; "
-        f"{tokens:,} tokens; {flops / 1e12:,.2f} TFLOP ({training_flops(gpt) / 1e12:,.3f} a sample)",
+        f"{tokens:,} tokens; {flops / 1e12:,.2f} TFLOP ({sample / 1e12:,.3f} a sample)",
         f"the run     {cfg.steps:,} steps, {cfg.steps * cfg.global_batch:,} samples, "
         f"{flops * cfg.steps / 1e18:,.3g} EFLOP",
         f"disk        {checkpoint_bytes(cfg) / 1e9:.2f} GB a checkpoint, {cfg.keep_checkpoints} kept"
@@ -74,8 +90,34 @@ def model_lines(cfg: TrainConfig, processes: int, at_once: int) -> list[str]:
     ]
 
 
+def fit_lines(cfg: TrainConfig) -> list[str]:
+    """For cards of usual sizes, how many samples fit at once: the whole GPT trained, and an adapter alone."""
+    rank = cfg.lora.rank or 16
+    adapter = cfg.lora if cfg.lora.rank else LoraConfig(rank=rank, base="bf16" if cfg.precision == "bf16" else "fp32")
+    ways = {"whole GPT": LoraConfig(), f"LoRA of rank {rank} on {adapter.base}": adapter}
+    rows = []
+    for size in CARDS:
+        parts = []
+        for name, lora in ways.items():
+            most = [largest_batch(replace(cfg, lora=lora, activation_checkpointing=way), size) for way in (False, True)]
+            parts.append(
+                f"{name} {most[0]} at once, {most[1]} with activation checkpointing" if most[1] else f"{name} no"
+            )
+        rows.append(f"fits {size:>2} GB  {'; '.join(parts)}")
+    return rows
+
+
+def largest_batch(cfg: TrainConfig, gigabytes: float) -> int:
+    """The largest micro_batch, of one process and at most `global_batch`, for which USABLE of a card's memory is
+    enough; 0 if none is."""
+    frozen, most = frozen_bytes(cfg), 0
+    while most < cfg.global_batch and memory(cfg, 1, most + 1, frozen).total <= USABLE * gigabytes * 1e9:
+        most += 1
+    return most
+
+
 def time_lines(cfg: TrainConfig) -> list[str]:
-    total = cfg.steps * cfg.global_batch * training_flops(cfg.gpt)
+    total = cfg.steps * cfg.global_batch * training_flops(cfg.gpt, frozen=cfg.lora.rank > 0)
     note, rows = f"(h:mm:ss, the GPT alone at {100 * ASSUMED_MFU:.0f} % MFU)", []
     for name, peak in ((name, PEAK_FLOPS[name]) for name in GPUS):
         hours = ", ".join(f"{n} x {duration(total / (n * peak * ASSUMED_MFU))}" for n in (1, 4, 8, 64))
@@ -106,7 +148,7 @@ def check_memory(need: Memory) -> None:
     if need.total > has:
         raise ConfigError(
             f"the run needs about {need.total / 1e9:.0f} GB a GPU, {torch.cuda.get_device_name()} has {has / 1e9:.0f}; "
-            "lower micro_batch, or set activation_checkpointing=true or parallel=fsdp"
+            "lower micro_batch, or set activation_checkpointing=true, parallel=fsdp or lora.rank=16 lora.base=bf16"
         )
 
 

@@ -1,183 +1,218 @@
-"""Train a VQ tokenizer from scratch: one process, stops by steps, leaves a run folder."""
+"""Train a VQ tokenizer on one or several processes; it resumes exactly and leaves a run folder."""
 
 from __future__ import annotations
 
+import math
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from editar.config import TokenizerTrainConfig
-from editar.data.nano.world import NanoWorld
-from editar.data.sample import EditSample
+from editar.data.pictures import PictureBatch
 from editar.errors import TrainingError
-from editar.images import batch_to_tensor, contact_sheet, save_image, to_uint8
-from editar.models.vq import VQModel
-from editar.runtime.device import pick_device, usable_workers
-from editar.runtime.files import check_run_folder, load_state, save_weights, some, write_json, write_run_folder
+from editar.images import contact_sheet, save_image, to_uint8
+from editar.runtime.distributed import distributed
+from editar.runtime.files import check_run_folder, some, write_json, write_run_folder
 from editar.runtime.lock import sole_run
 from editar.runtime.log import MetricLogger, say
-from editar.training.optim import lr_factor, make_optimizers, set_lr
+from editar.runtime.stop import Stopped, StopSignals
+from editar.training.checkpoint import training_state, whole_weights
+from editar.training.loop import dropout_seed, due
+from editar.training.optim import lr_factor, set_lr
+from editar.training.parallel import average_gradients
+from editar.training.tokenizer.build import FILE, TokenizerRun, build_tokenizer_run
 from editar.training.tokenizer.codebook import kmeans_init, restart_dead_codes
 from editar.training.tokenizer.losses import (
-    PatchDiscriminator,
-    build_lpips,
+    adaptive_weight,
     consistency_loss,
     hinge_discriminator_loss,
     reconstruction_loss,
 )
-from editar.weights.read import read_checkpoint
+from editar.weights.run_checkpoint import latest_checkpoint, step_of
 
-
-def both_images(samples: list[EditSample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sources and targets of P samples, interleaved, (2P, 3, H, W) float32 in [-1, 1], and the pixels
-    that the edit leaves alone, (P, H, W) bool."""
-    images = np.stack([image for sample in samples for image in (sample.source, sample.target)])
-    return batch_to_tensor(images), torch.from_numpy(np.stack([~sample.mask for sample in samples]))
-
-
-def image_loader(cfg: TokenizerTrainConfig) -> DataLoader:
-    """Fresh nano pictures for every step; sample i is the same whatever the number of workers."""
-    pairs = max(1, cfg.batch_size // 2)
-    world = NanoWorld("train", cfg.steps * pairs, cfg.data.seed)
-    return DataLoader(world, batch_size=pairs, collate_fn=both_images, num_workers=usable_workers(cfg.num_workers))
+AT_ONCE = 16  # held-out pictures in the tokenizer
 
 
 def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     """Train, save `model.safetensors` + `config.yaml` + pictures in cfg.output_dir; returns it. A folder whose training
-    is finished stays as it is. Raises TrainingError when the loss or the weights are not finite."""
+    is finished stays as it is. Raises TrainingError when the loss or the weights are not finite, Stopped when a signal
+    asked it to leave early; everything is saved then."""
     folder = Path(cfg.output_dir)
-    with sole_run(folder):
-        check_run_folder(folder, cfg)
-        if (folder / "model.safetensors").is_file():
-            say(f"{folder} is finished: it holds model.safetensors of this config")
-        else:
-            _train(cfg, folder)
+    with ExitStack() as held:
+        stop = held.enter_context(StopSignals())
+        ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
+        if ranks.is_main:
+            held.enter_context(sole_run(folder))
+            check_run_folder(folder, cfg)
+        ranks.barrier()
+        if is_finished(folder, cfg):
+            if ranks.is_main:
+                say(f"{folder} is finished: it holds model.safetensors of this config")
+            return folder
+        run = build_tokenizer_run(cfg, ranks, folder)
+        if ranks.is_main:
+            write_run_folder(folder, cfg)
+            say(first_line(run))
+        logger = MetricLogger(folder, cfg.steps, run.start, unit="images", active=ranks.is_main)
+        feed = run.feed()
+        for step in range(run.start, cfg.steps):
+            batch = next(feed)
+            run.bad_pictures.check(batch)
+            values = train_tokenizer_step(run, batch, step, bool(stop.asked))
+            stopping, done = values.pop("stop") > 0, step + 1
+            if due(done, cfg.log_every, cfg.steps) or stopping:
+                logger.log(done, values, cfg.batch_size)
+            if due(done, cfg.eval_every, cfg.steps) and not stopping:
+                check_finite(run, done)
+                logger.log(done, measure(run))
+            if due(done, cfg.save_every, cfg.steps) or stopping:
+                check_finite(run, done)
+                state = training_state(run.trainee, run.begun(done), None)
+                run.checkpointer.save(done, state, whole_weights(run.trainee, None, ranks, FILE))
+                logger.pause()
+            if stopping:
+                raise Stopped(f"told to stop ({stop.asked or 'another process'}); saved step {done} in {folder}")
+        logger.close()
     return folder
 
 
-def _train(cfg: TokenizerTrainConfig, folder: Path) -> None:
-    torch.manual_seed(cfg.seed)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    device = pick_device(cfg.device)
-    model = VQModel(cfg.tokenizer)
-    if cfg.tokenizer.weights is not None:
-        _start_from(model, cfg)
-    if cfg.freeze_codes:
-        for part in (model.encoder, model.quant_conv, model.quantize):
-            part.requires_grad_(False)
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    optimizers = make_optimizers(model, cfg.optim)
-    adversary = Adversary(cfg, device) if cfg.gan_weight > 0 else None
-    lpips = build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None
-    write_run_folder(folder, cfg)
-    say(f"tokenizer: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}")
-    logger = MetricLogger(folder, cfg.steps, unit="images")
-    counts = torch.zeros(cfg.tokenizer.codebook_size, dtype=torch.long)
+def is_finished(folder: Path, cfg: TokenizerTrainConfig) -> bool:
+    newest = latest_checkpoint(folder)
+    return step_of(newest) >= cfg.steps if newest else (folder / FILE.name).is_file()  # older runs left no checkpoint
 
-    loader = image_loader(cfg)
-    for step, (batch, untouched) in enumerate(loader):
-        images = batch.to(device, memory_format=torch.channels_last)
-        set_lr(optimizers, lr_factor(step, cfg.steps, cfg.optim))
-        if step == cfg.kmeans_at:
-            kmeans_init(model.quantize, _collect_latents(model, cfg, device), generator, cfg.kmeans_rounds)
-        latents = model.latents(images)
-        quantised, losses, codes = model.quantize(latents)
-        if step < cfg.kmeans_at:  # plain autoencoder: spreads the latents before they are quantised
-            quantised = model.quantize.normalise(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        recon = model.decode_latents(quantised)
-        pixels = reconstruction_loss(recon, images, cfg)
-        total, same = pixels, 0.0
-        if step >= cfg.kmeans_at:
-            total = total + losses.codebook + losses.commit + losses.entropy
-            flat = model.quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
-            chosen = model.quantize.lookup(codes).permute(0, 2, 3, 1)
-            patches = ~(F.max_pool2d((~untouched).float(), cfg.tokenizer.downsample).bool()).to(device)
-            pull, same = consistency_loss(flat, chosen, codes, patches, cfg)
+
+def first_line(run: TokenizerRun) -> str:
+    millions = sum(p.numel() for p in run.trainee.tokenizer.parameters()) / 1e6
+    line = f"tokenizer: {millions:.2f} M parameters on {run.ranks.size} x {run.ranks.device}"
+    if run.pictures is None:
+        return line
+    return f"{line}; {len(run.pictures.pictures)} pictures, {run.pictures.heldout} of them held out"
+
+
+def train_tokenizer_step(run: TokenizerRun, batch: PictureBatch, step: int, stop: bool) -> dict[str, float]:
+    """One step of the tokenizer, and of the discriminator once that has begun -> values averaged over processes.
+    `stop`: whether this process was told to stop; above 0 in the result if any was."""
+    cfg, ranks, model = run.cfg, run.ranks, run.trainee.tokenizer.train()
+    torch.manual_seed(dropout_seed(cfg.seed, step, ranks.rank))
+    images = batch.images.to(ranks.device, memory_format=torch.channels_last)
+    set_lr(run.optimizers, lr_factor(step, cfg.steps, cfg.optim))
+    if step == cfg.kmeans_at:
+        kmeans_init(model.quantize, collect_latents(run), torch.Generator().manual_seed(cfg.seed), cfg.kmeans_rounds)
+        ranks.share(model.quantize.embedding.weight.data)
+    latents = model.latents(images)
+    quantised, losses, codes = model.quantize(latents)
+    if step < cfg.kmeans_at:  # plain autoencoder: spreads the latents before they are quantised
+        quantised = model.quantize.normalise(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    recon = model.decode_latents(quantised)
+    pixels = reconstruction_loss(recon, images, cfg)
+    values: dict[str, torch.Tensor | float] = {"pixels": pixels.detach(), "commit": losses.commit.detach()}
+    if batch.untouched is not None:
+        values["codes_kept"] = 0.0
+    total = pixels
+    if run.lpips is not None:
+        distance = run.lpips(recon, images).mean()
+        total = total + cfg.lpips_weight * distance
+        values["lpips"] = distance.detach()
+    if run.trainee.discriminator is not None and step >= cfg.gan_start:
+        adversarial = -run.trainee.discriminator(recon).mean()
+        times = adaptive_weight(total, adversarial, model.decoder.conv_out.weight) if cfg.gan_adaptive else 1.0
+        total = total + cfg.gan_weight * times * adversarial
+        values["adversarial"] = adversarial.detach()
+    if step >= cfg.kmeans_at:
+        total = total + losses.codebook + losses.commit + losses.entropy
+        if batch.untouched is not None:
+            pull, values["codes_kept"] = pair_loss(run, latents, codes, batch.untouched)
             total = total + pull
-        if lpips is not None:
-            total = total + cfg.lpips_weight * lpips(recon, images).mean()
-        if adversary is not None and step >= cfg.gan_start:
-            total = total - cfg.gan_weight * adversary.net(recon).mean()
-        model.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-        if adversary is not None and step >= cfg.gan_start:
-            adversary.learn(images, recon.detach())
-
-        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
-        done = step + 1
-        if done % cfg.log_every == 0 or done == cfg.steps:
-            _check_finite({"loss": total}, done)
-            psnr = -10 * torch.log10((recon.detach().clamp(-1, 1) - images).square().mean() / 4)
-            values = {"pixels": float(pixels.detach()), "commit": float(losses.commit.detach()), "psnr_db": float(psnr)}
-            values |= {"codes_used": float((counts > 0).sum()), "codes_kept": same}
-            logger.log(done, values, cfg.batch_size)
-        if cfg.restart_every and done % cfg.restart_every == 0:
-            if cfg.kmeans_at <= step < 0.7 * cfg.steps:  # the last third lets the codebook settle
-                flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim)
-                restart_dead_codes(model.quantize, counts.to(device), flat, generator)
-            counts.zero_()
-
-    _check_finite(model.state_dict(), cfg.steps)
-    _finish(model.eval(), cfg, folder, device)
+    model.zero_grad(set_to_none=True)
+    total.backward()
+    average_gradients(model, ranks)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
+    for optimizer in run.optimizers:
+        optimizer.step()
+    if step >= cfg.gan_start:
+        values |= teach_discriminator(run, images, recon.detach())
+    counts = run.trainee.counts
+    counts += ranks.sum_(torch.bincount(codes.flatten(), minlength=len(counts)))
+    used = float((counts > 0).sum())
+    if cfg.restart_every and (step + 1) % cfg.restart_every == 0:
+        restart(run, latents, step)
+    error = (recon.detach().clamp(-1, 1) - images).square().mean()
+    found = ranks.mean({**values, "loss": total.detach(), "error": error, "stop": float(stop)})
+    unfit = [name for name, value in found.items() if not math.isfinite(value)]
+    if unfit:
+        raise TrainingError(not_finite(step + 1, unfit))
+    found["psnr_db"] = -10 * math.log10(max(found.pop("error") / 4, 1e-12))
+    return found | {"codes_used": used}
 
 
-def _check_finite(values: dict[str, torch.Tensor], step: int) -> None:
-    if unfit := [name for name, value in values.items() if not torch.isfinite(value).all()]:
-        raise TrainingError(f"step {step}: {some(unfit)} not finite, nothing is saved; lower optim.lr, optim.muon_lr")
+def pair_loss(
+    run: TokenizerRun, latents: torch.Tensor, codes: torch.Tensor, untouched: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    quantize = run.trainee.tokenizer.quantize
+    flat = quantize.normalise(latents.permute(0, 2, 3, 1))  # (2P, h, w, C)
+    chosen = quantize.lookup(codes).permute(0, 2, 3, 1)
+    patches = ~(F.max_pool2d((~untouched).float(), run.cfg.tokenizer.downsample).bool()).to(codes.device)
+    return consistency_loss(flat, chosen, codes, patches, run.cfg)
 
 
-def _start_from(model: VQModel, cfg: TokenizerTrainConfig) -> None:
-    """Weights of an earlier tokenizer; the codebook too, unless k-means is going to replace it."""
-    state, _ = read_checkpoint(str(cfg.tokenizer.weights))
-    state["quantize.codebook_used"] = model.quantize.codebook_used  # a statistic of one training; files may lack it
-    if cfg.kmeans_at >= 0:
-        state["quantize.embedding.weight"] = model.quantize.embedding.weight.detach()
-    load_state(model, state, str(cfg.tokenizer.weights))
+def teach_discriminator(run: TokenizerRun, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    net = run.trainee.discriminator
+    if net is None or run.adversary is None:
+        return {}
+    loss = hinge_discriminator_loss(net(real), net(fake))
+    net.zero_grad(set_to_none=True)  # the tokenizer's loss left some behind
+    loss.backward()
+    average_gradients(net, run.ranks)
+    run.adversary.step()
+    return {"discriminator": loss.detach()}
 
 
-class Adversary:
-    """The PatchGAN discriminator and its optimiser."""
-
-    def __init__(self, cfg: TokenizerTrainConfig, device: torch.device) -> None:
-        self.net = PatchDiscriminator().to(device)
-        betas = (cfg.optim.beta1, cfg.optim.beta2)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=cfg.optim.lr, betas=betas)
-
-    def learn(self, real: torch.Tensor, fake: torch.Tensor) -> None:
-        loss = hinge_discriminator_loss(self.net(real), self.net(fake))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+def restart(run: TokenizerRun, latents: torch.Tensor, step: int) -> None:
+    """Codes without use since the last time get a new place, the same on all processes; counting begins anew."""
+    cfg, trainee = run.cfg, run.trainee
+    if cfg.kmeans_at <= step < 0.7 * cfg.steps:  # the last third lets the codebook settle
+        flat = latents.detach().permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim)
+        generator = torch.Generator().manual_seed(dropout_seed(cfg.seed, step, 0))
+        restart_dead_codes(trainee.tokenizer.quantize, trainee.counts, flat, generator)
+        run.ranks.share(trainee.tokenizer.quantize.embedding.weight.data)
+    trainee.counts.zero_()
 
 
 @torch.no_grad()
-def _collect_latents(model: VQModel, cfg: TokenizerTrainConfig, device: torch.device) -> torch.Tensor:
-    """Latents of enough pictures for k-means, (M, C) with M >= 32 per code."""
+def collect_latents(run: TokenizerRun) -> torch.Tensor:
+    """Latents of enough pictures for k-means, (M, C) with M >= 32 per code, on the CPU."""
+    cfg = run.cfg
     per_image = (cfg.image_size // cfg.tokenizer.downsample) ** 2
-    pairs = max(8, -(-32 * cfg.tokenizer.codebook_size // (2 * per_image)))
-    world = NanoWorld("train", pairs, cfg.data.seed)
-    images = both_images([world[i] for i in range(pairs)])[0].to(device)
-    return model.latents(images).permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim).cpu()
+    count = max(16, -(-32 * cfg.tokenizer.codebook_size // per_image))
+    parts = [run.trainee.tokenizer.latents(images.to(run.ranks.device)) for images in run.many_pictures(count)]
+    return torch.cat(parts).permute(0, 2, 3, 1).reshape(-1, cfg.tokenizer.codebook_dim).cpu()
+
+
+def check_finite(run: TokenizerRun, step: int) -> None:
+    state = run.trainee.tokenizer.state_dict()
+    if unfit := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise TrainingError(not_finite(step, unfit))
+
+
+def not_finite(step: int, names: list[str]) -> str:
+    return f"step {step}: {some(names)} not finite, nothing is saved; lower optim.lr, optim.muon_lr"
 
 
 @torch.no_grad()
-def _finish(model: VQModel, cfg: TokenizerTrainConfig, folder: Path, device: torch.device) -> None:
-    """Measure on held-out pictures, save weights, result and a sheet of reconstructions."""
-    world = NanoWorld("heldout", 64, cfg.data.seed)
-    images = both_images([world[i] for i in range(64)])[0].to(device)
-    codes = model.encode(images)
-    recon = model.decode(codes).clamp(-1, 1)
+def measure(run: TokenizerRun) -> dict[str, float]:
+    """PSNR and codes used on held-out pictures, written to result.json with a sheet of pictures above what the
+    tokenizer makes of them; on the first process, {} on the others."""
+    if not run.ranks.is_main:
+        return {}
+    model, images = run.trainee.tokenizer.eval(), run.heldout()
+    codes = torch.cat([model.encode(part) for part in images.split(AT_ONCE)])
+    recon = torch.cat([model.decode(part) for part in codes.split(AT_ONCE)]).clamp(-1, 1)
     psnr = float(-10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4).mean())
-    used = codes.unique().numel()
-    write_json(folder / "result.json", {"heldout_psnr_db": psnr, "heldout_codes_used": used})
-    before, after = to_uint8(images), to_uint8(recon)
-    lines = [list(before[i : i + 16]) + list(after[i : i + 16]) for i in range(0, 64, 16)]
-    save_image(contact_sheet(lines), folder / "recon.png")
-    save_weights(model.state_dict(), folder / "model.safetensors")
-    say(f"tokenizer saved in {folder}: held-out PSNR {psnr:.2f} dB, {used} codes used")
+    found = {"heldout_psnr_db": psnr, "heldout_codes_used": codes.unique().numel()}
+    write_json(run.folder / "result.json", found)
+    before, after = to_uint8(images[:64]), to_uint8(recon[:64])
+    lines = [[*before[i : i + 16], *after[i : i + 16]] for i in range(0, len(before), 16)]
+    save_image(contact_sheet(lines), run.folder / "recon.png")
+    return found

@@ -91,5 +91,12 @@ class PatchDiscriminator(nn.Module):
         return self.main(images)
 
 
+def adaptive_weight(pixels: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
+    """How many times the adversarial loss counts so that both losses pull equally at `last_layer` (VQGAN, LlamaGen):
+    the ratio of its gradients' norms, at most 1e4."""
+    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (pixels, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+
+
 def hinge_discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

@@ -41,11 +41,16 @@ MAKERS = {
     "pipe": miniature.write_pipe,
     "multigen_depth": miniature.write_multigen_depth,
     "cocostuff": miniature.write_cocostuff,
+    "magicbrush": miniature.write_magicbrush,
+    "ultraedit": miniature.write_ultraedit,
+    "omniedit": miniature.write_omniedit,
 }
+SPLITS = {"ultraedit": "FreeForm"}
 
 
 def request(source: str, origin: Path, folder: Path) -> Request:
-    return Request(source, str(origin), folder, rows_per_shard=5, workers=1)
+    split = SPLITS.get(source, "train")
+    return Request(source, str(origin), folder, split, rows_per_shard=5, workers=1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -59,7 +64,7 @@ def raw_rows(folder: Path) -> list[dict[str, object]]:
 # --- parquet sets ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", list(LAYOUTS))
+@pytest.mark.parametrize("source", list(MAKERS))
 def test_kept_rows_are_unchanged_and_dropped_rows_counted(source: str, tmp_path: Path) -> None:
     MAKERS[source](tmp_path / "raw", 15, corrupt=(2,), empty=(4, 9))
     manifest = prepare(request(source, tmp_path / "raw", tmp_path / "out"))
@@ -80,7 +85,10 @@ def test_kept_rows_are_unchanged_and_dropped_rows_counted(source: str, tmp_path:
             else:
                 assert kept[name] == original[name]
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
-    names = [f"data/train-0000{n}-of-00002-0123456789abcdef.parquet#{row}" for n, row in ((0, 2), (0, 4), (1, 2))]
+    names = [
+        f"data/{SPLITS.get(source, 'train')}-0000{n}-of-00002-0123456789abcdef.parquet#{row}"
+        for n, row in ((0, 2), (0, 4), (1, 2))
+    ]
     expected = list(zip(names, ["corrupt image", "no text", "no text"], strict=True))
     assert [(row["row"], row["reason"]) for row in dropped] == (expected if textless else expected[:1])
     for entry in manifest["files"]:
@@ -151,7 +159,7 @@ def test_limit_and_files_take_a_part(tmp_path: Path) -> None:
         ({"files": "two"}, "give A:B"),
         ({"limit": 0}, "--limit 0 must be at least 1"),
         ({"split": "test"}, "no split test; it holds train"),
-        ({"source": "laion"}, "known: pipe, multigen_depth, cocostuff, seed_unsplash"),
+        ({"source": "laion"}, "known: pipe, multigen_depth, cocostuff, magicbrush, .*, seed_unsplash"),
         ({"origin": str(tmp_path / "absent")}, "no such folder"),
         ({"source": "cocostuff"}, r"no column control_seg, image, .*is this cocostuff\?"),
     ):
