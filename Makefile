@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # A VQ tokenizer from scratch in about a minute: outputs/demo_tokenizer/recon.png shows pictures before and after.
 demo-tokenizer: $(STAMP)
-	$(BIN)/python -m editar.train_tokenizer tokenizer=nano_local output_dir=outputs/demo_tokenizer steps=230 kmeans_at=57
+	$(BIN)/python -m editar.train_tokenizer output_dir=outputs/demo_tokenizer steps=230 kmeans_at=57
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow"

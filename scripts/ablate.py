@@ -2,7 +2,7 @@
 """Train and score every combination of some overrides, then put them into one table and plot.
 
     python scripts/ablate.py runs/ablation teacher=none,hog loss.distill_weight=0.1,0.5 experiment=nano_demo \\
-        tokenizer=nano_local tokenizer.weights=reference/nano_tokenizer data.train_samples=4000 steps=300
+        tokenizer.weights=reference/nano_tokenizer data.train_samples=4000 steps=300
     python scripts/ablate.py runs/xl_ablation teacher=none,dinov2,clip experiment=editar_xl data.cache=caches/editar \\
         --launcher "torchrun --nproc-per-node=8" --eval benchmark=pie_bench root=data/pie_bench
 

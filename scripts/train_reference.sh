@@ -9,11 +9,11 @@ RUNS=${RUNS:-runs}
 OUT=${OUT:-reference}
 TOKENIZER="$RUNS/nano_tokenizer"
 
-$PYTHON -m editar.train_tokenizer tokenizer=nano_local output_dir="$TOKENIZER"
+$PYTHON -m editar.train_tokenizer output_dir="$TOKENIZER"
 # The codes are settled then, so the decoder can learn on beside the GPT; only what a picture looks like changes.
-$PYTHON -m editar.train_tokenizer tokenizer=nano_local output_dir="${TOKENIZER}_decoder" tokenizer.weights="$TOKENIZER" \
+$PYTHON -m editar.train_tokenizer output_dir="${TOKENIZER}_decoder" tokenizer.weights="$TOKENIZER" \
   freeze_codes=true kmeans_at=-1 steps=5000
 $PYTHON scripts/export_run.py "${TOKENIZER}_decoder" "$OUT/nano_tokenizer"
-$PYTHON -m editar.train tokenizer=nano_local gpt.dim=160 gpt.n_head=5 output_dir="$RUNS/nano" tokenizer.weights="$TOKENIZER" \
+$PYTHON -m editar.train output_dir="$RUNS/nano" tokenizer.weights="$TOKENIZER" \
   data.train_samples=64000 'data.shape_counts=[1,2,2,3]' steps=14000 precision=bf16 log_every=100 eval_every=2000
 $PYTHON scripts/export_run.py "$RUNS/nano" "$OUT/nano" --decoder "${TOKENIZER}_decoder"
