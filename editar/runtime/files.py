@@ -72,7 +72,10 @@ def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dic
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         try:
+            partial.touch()
+            mode = partial.stat().st_mode  # as of any other file; safetensors would keep everybody else out
             save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+            partial.chmod(mode)
             _sort_header(partial)
         except Exception as error:  # safetensors raises its own untyped errors when the disk is full
             raise CheckpointError(f"{path}: could not be written ({one_line(error)})") from None

@@ -13,6 +13,12 @@ from editar.errors import CheckpointError
 from editar.runtime.files import load_state, load_weights, save_weights
 
 
+def test_weights_are_readable_by_whom_other_files_are(tmp_path: Path) -> None:
+    save_weights({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
     """safetensors alone writes metadata in an order drawn anew for each file."""
     state = {"z.weight": torch.randn(3, 2), "a.größe": torch.ones(5, dtype=torch.int64), "empty": torch.zeros(0)}
