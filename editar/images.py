@@ -7,6 +7,7 @@ sampling scripts (truncation, not rounding, to uint8).
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from editar.errors import ImageError, ImageTooLarge
 from editar.runtime.files import atomic
 
 MAX_ASPECT = 64  # the short side is scaled to the model's size, so the long one becomes up to 64 times that
+FONT, LINES = 14, 3  # under pictures: its height in pixels, and the most lines of a text
 BAND_PIXELS = 1 << 20  # computed in float64 at once, so that large pictures take little more than their own size
 
 # MultiGen-20M has PNGs whose text chunks exceed Pillow's limits (1 MB each, 64 MB in all).
@@ -192,3 +194,24 @@ def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
     lines = [side_by_side(row, gap) for row in rows]
     white = np.full((gap, lines[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([part for line in lines for part in (white, line)][1:], axis=0)
+
+
+def enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, 3) uint8, every pixel as a square of `factor` pixels."""
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def captioned_sheet(pictures: list[np.ndarray], texts: list[str]) -> np.ndarray:
+    """Pictures of one size, (H, W, 3) uint8, with a text under each, in two columns: the first half left."""
+    font, width = ImageFont.load_default(FONT), pictures[0].shape[1]
+    letters = max(4, int(width / font.getlength("n")))
+    lines = [textwrap.wrap(text, letters, max_lines=LINES, placeholder=" ...") for text in texts]
+    cells, room = [], (FONT + 4) * max(map(len, lines)) + 4
+    for picture, words in zip(pictures, lines, strict=True):
+        card = Image.new("RGB", (width, room), "white")
+        ImageDraw.Draw(card).multiline_text((2, 0), "\n".join(words), "black", font, spacing=4)
+        cells.append(np.concatenate([picture, np.asarray(card)]))
+    half = (len(cells) + 1) // 2
+    if half > 1 and len(cells) % 2:
+        cells.append(np.full_like(cells[0], 255))
+    return contact_sheet([cells[row::half] for row in range(half)])

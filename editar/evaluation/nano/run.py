@@ -25,7 +25,7 @@ from editar.evaluation.nano.scoring import COLUMNS, PROTOCOL, groups_of, mistake
 from editar.generation.editors import Editor, ModelEditor
 from editar.generation.generate import EditJob
 from editar.generation.result_folder import ResultFolder
-from editar.images import contact_sheet, load_image, save_image
+from editar.images import captioned_sheet, enlarged, load_image, save_image, side_by_side
 from editar.metrics.networks import Missing
 from editar.tables.scores import Column, Evaluation, MethodScores
 
@@ -116,13 +116,12 @@ def seed_of(cfg: EvalConfig) -> int:
     return (cfg.data_seed or 0) if data is None else data.seed
 
 
-def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 32) -> np.ndarray:
-    """source(s) | target | output, two columns of samples, a green or red bar under each; enlarged twice."""
+def sheet(samples: list[EditSample], outputs: list[np.ndarray], successes: list[bool], most: int = 16) -> np.ndarray:
+    """source(s) | target | output of the first samples, three times as large, a green or red bar and the instruction
+    below."""
     cells = []
     for sample, output, success in list(zip(samples, outputs, successes, strict=True))[:most]:
-        row = contact_sheet([[sample.source, *sample.more, sample.target, output]])
-        bar = np.full((3, row.shape[1], 3), (40, 160, 70) if success else (210, 50, 40), np.uint8)
+        row = side_by_side([enlarged(p, 3) for p in (sample.source, *sample.more, sample.target, output)])
+        bar = np.full((5, row.shape[1], 3), (40, 160, 70) if success else (210, 50, 40), np.uint8)
         cells.append(np.concatenate([row, bar]))
-    if len(cells) % 2:
-        cells.append(np.full_like(cells[0], 255))
-    return contact_sheet([cells[i : i + 2] for i in range(0, len(cells), 2)]).repeat(2, 0).repeat(2, 1)
+    return captioned_sheet(cells, [sample.instruction for sample in samples[:most]])
