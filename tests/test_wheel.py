@@ -1,4 +1,4 @@
-"""An installed wheel does without the checkout: settings, the list of weights and the marker of typed packages are in it."""
+"""An installed wheel does without the checkout: it holds settings, the list of weights and py.typed."""
 
 from __future__ import annotations
 
