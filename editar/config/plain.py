@@ -17,7 +17,9 @@ from editar.errors import ConfigError
 
 T = TypeVar("T")
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+# In an installed wheel inside the package (setup.py), in a checkout beside it.
+CONFIG_DIR = (PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent) / "configs"
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

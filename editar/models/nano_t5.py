@@ -1,13 +1,13 @@
 """The T5 encoder of the nano world: random weights from a seed, so that nothing has to be downloaded.
 
-It computes what transformers' T5EncoderModel does with these weights, whose parameter names it has. Importing that takes
-longer than an edit with the nano model.
+It computes what transformers' T5EncoderModel does with these weights, and has its parameter names. Importing that
+takes longer than an edit with the nano model.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ class NanoT5(nn.Module):
     """(B, L) ids and mask -> `last_hidden_state` (B, L, C).
 
     Of T5's relative-position table only one entry a head is not zero: head i is pulled to the OFFSETS[i]-th neighbour,
-    so that a noun's embedding also tells its adjective. With a random table every seed mixes other, mostly useless words
-    in (docs/log.md).
+    so that a noun's embedding also tells its adjective. With a random table every seed mixes other, mostly useless
+    words in (docs/log.md).
     """
 
     def __init__(self, cfg: TextConfig, vocabulary: int) -> None:
@@ -43,8 +43,8 @@ class NanoT5(nn.Module):
     @torch.no_grad()
     def _draw(self, cfg: TextConfig) -> None:
         torch.manual_seed(cfg.nano_seed)
-        # transformers 5, which made this module before, drew so many numbers first. They are thrown away, so that a seed
-        # still means the weights that reference/nano was trained with.
+        # transformers 5, which made this module before, drew so many numbers first. They are thrown away, so that a
+        # seed still means the weights that reference/nano was trained with.
         torch.rand(5 * self.shared.weight.numel() + 30 * cfg.nano_layers * cfg.dim**2 + 96 * cfg.nano_heads)
         for name, parameter in sorted(self.named_parameters()):
             if name.endswith("layer_norm.weight"):
@@ -62,7 +62,8 @@ class NanoT5(nn.Module):
         bias = PULL * torch.stack([distance == offset for offset in self.offsets]).to(x.dtype)
         hidden = attention_mask[:, None, None] == 0
         bias = bias[None].masked_fill(hidden, torch.finfo(x.dtype).min)  # (B, heads, L, L)
-        for block in self.encoder["block"]:  # type: ignore[union-attr]
+        blocks: Any = self.encoder["block"]
+        for block in blocks:
             x = block(x, bias)
         return Encoded(self.encoder["final_layer_norm"](x))
 
@@ -71,12 +72,12 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         attention = {"SelfAttention": _Attention(dim, heads), "layer_norm": _Norm(dim)}
-        self.layer = nn.ModuleList(
-            [nn.ModuleDict(attention), nn.ModuleDict({"DenseReluDense": _Gated(dim, 2 * dim), "layer_norm": _Norm(dim)})]
-        )
+        feed_forward = {"DenseReluDense": _Gated(dim, 2 * dim), "layer_norm": _Norm(dim)}
+        self.layer = nn.ModuleList([nn.ModuleDict(attention), nn.ModuleDict(feed_forward)])
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        first, second = self.layer
+        layers: Any = self.layer
+        first, second = layers
         x = x + first["SelfAttention"](first["layer_norm"](x), bias)
         return x + second["DenseReluDense"](second["layer_norm"](x))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +20,6 @@ from editar.models.nano_t5 import NanoT5
 from editar.runtime.device import pick_dtype, send
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
 
@@ -113,7 +110,7 @@ class HubTokenizer:
         return TextTokens(batch["input_ids"]), cut
 
 
-def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:
+def load_t5(cfg: TextConfig, device: torch.device) -> nn.Module:
     """Raises ConfigError for embeddings of another width than `cfg.dim`."""
     from transformers import T5EncoderModel
 
