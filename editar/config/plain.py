@@ -17,7 +17,9 @@ from editar.errors import ConfigError
 
 T = TypeVar("T")
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+# In an installed wheel inside the package (setup.py), in a checkout beside it.
+CONFIG_DIR = (PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent) / "configs"
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
@@ -60,4 +62,6 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
         return _build(kind, value, f"{key}.")  # type: ignore[arg-type]
     if get_origin(kind) is dict:
         return {name: _fit(get_args(kind)[1], item, f"{key}.{name}") for name, item in value.items()}
+    if get_origin(kind) is list:
+        return [_fit(get_args(kind)[0], item, f"{key}.{index}") for index, item in enumerate(value)]
     return float(value) if kind is float else value  # YAML reads 1 and 1e-5 as a whole number and a text

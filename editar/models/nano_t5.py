@@ -1,6 +1,6 @@
 """The T5 encoder of the nano world: random weights from a seed, so that nothing has to be downloaded.
 
-It computes what transformers' T5EncoderModel does with these weights, whose parameter names it has. Importing that
+It computes what transformers' T5EncoderModel does with these weights, and has its parameter names. Importing that
 takes longer than an edit with the nano model.
 """
 
@@ -77,12 +77,8 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         attention = {"SelfAttention": _Attention(dim, heads), "layer_norm": _Norm(dim)}
-        self.layer = nn.ModuleList(
-            [
-                nn.ModuleDict(attention),
-                nn.ModuleDict({"DenseReluDense": _Gated(dim, 2 * dim), "layer_norm": _Norm(dim)}),
-            ]
-        )
+        feed_forward = {"DenseReluDense": _Gated(dim, 2 * dim), "layer_norm": _Norm(dim)}
+        self.layer = nn.ModuleList([nn.ModuleDict(attention), nn.ModuleDict(feed_forward)])
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         layers: Any = self.layer

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,9 +22,6 @@ from editar.runtime.device import pick_dtype, send
 from editar.runtime.files import some
 from editar.runtime.hub import from_pretrained
 from editar.runtime.log import say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 VOCABULARY_FILE = Path(__file__).with_name("nano_vocabulary.json")
 
@@ -144,7 +141,7 @@ class HubTokenizer:
         return []
 
 
-def load_t5(cfg: TextConfig, device: torch.device) -> PreTrainedModel:
+def load_t5(cfg: TextConfig, device: torch.device) -> nn.Module:
     """Raises ConfigError for embeddings of another width than `cfg.dim`."""
     from transformers import T5EncoderModel
 

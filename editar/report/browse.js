@@ -1,4 +1,5 @@
-// The report's picture grid: filter, search, sort; entries become elements only when they are scrolled to.
+// The report's picture grid: filter, search, sort, kept in the address; entries become elements only when they are
+// scrolled to.
 "use strict";
 const CHUNK = 24;
 
@@ -110,6 +111,36 @@ function browse(root) {
   controls.append(count);
   let found = [];
 
+  // Name in the address -> control; a value is the chosen option's text, so that it survives other options before it.
+  const section = root.closest("section").id;
+  const kept = new Map([["search", search], ["sort", sort], ["order", order], ["outline", outline],
+    ["with pictures", withPictures], ...groups.map(([, select], i) => [data.groups[i].title, select])]);
+  const value = (control) => control.type === "checkbox" ? String(control.checked)
+    : control.options ? control.selectedOptions[0].text : control.value;
+  const defaults = new Map([...kept].map(([name, control]) => [name, value(control)]));
+
+  function remember() {
+    const address = new URLSearchParams(location.hash.slice(1));
+    kept.forEach((control, name) => {
+      const key = `${section}.${name}`;
+      if (value(control) === defaults.get(name)) address.delete(key);
+      else address.set(key, value(control));
+    });
+    history.replaceState(null, "", `#${address}`);
+  }
+
+  function recall() {
+    const address = new URLSearchParams(location.hash.slice(1));
+    kept.forEach((control, name) => {
+      const wanted = address.get(`${section}.${name}`) ?? defaults.get(name);
+      if (control.type === "checkbox") control.checked = wanted === "true";
+      else if (!control.options) control.value = wanted;
+      else control.selectedIndex = Math.max(0, [...control.options].findIndex((option) => option.text === wanted));
+    });
+    list.classList.toggle("no-outline", !outline.checked);
+    update();
+  }
+
   function extend() {
     const start = list.childElementCount;
     list.append(...found.slice(start, start + CHUNK).map((entry) => article(data, entry)));
@@ -138,12 +169,14 @@ function browse(root) {
   controls.addEventListener("input", (event) => {
     if (event.target === outline) list.classList.toggle("no-outline", !outline.checked);
     else update();
+    remember();
   });
+  window.addEventListener("hashchange", recall);
   more.addEventListener("click", extend);
   new IntersectionObserver((seen) => { if (seen[0].isIntersecting && !more.hidden) extend(); }, { rootMargin: "800px" })
     .observe(more);
   root.append(controls, list, more);
-  update();
+  recall();
 }
 
 document.querySelectorAll(".browse").forEach(browse);

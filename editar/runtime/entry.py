@@ -38,7 +38,7 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     if not CONFIG_DIR.is_dir():
-        raise ConfigError(f"{CONFIG_DIR} is missing: install editar with `pip install -e .` from a clone")
+        raise ConfigError(f"{CONFIG_DIR} is missing: install editar again, from a clone or a whole wheel")
     ConfigStore.instance().store(name=f"{name}_schema", node=cls)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
