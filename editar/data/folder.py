@@ -1,7 +1,7 @@
 """People's own data: a folder of pictures and a `pairs.jsonl` that names them.
 
-One line per pair: {"source": "a.png", "target": "b.png", "instruction": "make it snow"}; paths are
-relative to the folder, further keys are ignored.
+One line per pair: {"source": "a.png", "target": "b.png", "instruction": "make it snow"}; paths are relative to the
+folder. "references": ["c.png"] are further source pictures (data.images); other keys are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PICTURES = KEYS[:2]
 
 
 class FolderTable:
-    """Rows with `source` and `target` as {"bytes", "path"} and `instruction`, like a parquet table."""
+    """Rows with `source`, `target` and each of `references` as {"bytes", "path"} and `instruction`, like a parquet
+    table. `images` is the largest number of source pictures in a row."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises DataError for a file that cannot be read, and names the line of what is wrong in it."""
@@ -35,17 +36,20 @@ class FolderTable:
             raise DataError(f"{self.listing}: not UTF-8 ({error}); save it as UTF-8") from None
         self.lines: list[str] = []
         self.columns = list(KEYS)
-        digest, absent = hashlib.sha256(text.encode()), list[str]()
+        digest, absent, pictures = hashlib.sha256(text.encode()), list[str](), 0
+        self.images = 1
         for number, line in enumerate(text.split("\n"), 1):  # JSON texts may hold other line breaks
             if line.strip():
                 row = self._parse(number, line)
-                for picture in (self.folder / row[key] for key in ("source", "target")):
+                self.images = max(self.images, 1 + len(row.get("references", ())))
+                for picture in self._files(row):
+                    pictures += 1
                     state = _state_of(picture)
                     digest.update(state.encode())
                     absent += [] if state else [f"line {number}: no picture {picture}"]
                 self.lines.append(line)
         if absent:
-            more = f" ({len(absent)} of {2 * len(self.lines)} pictures are missing)" if len(absent) > 1 else ""
+            more = f" ({len(absent)} of {pictures} pictures are missing)" if len(absent) > 1 else ""
             raise DataError(f"{self.listing} {absent[0]}{more}; add it or remove the line")
         self.revision = digest.hexdigest()[:16]  # also changes when a picture is replaced
 
@@ -59,7 +63,13 @@ class FolderTable:
         wrong = [key for key in KEYS if not isinstance(row, dict) or not isinstance(row.get(key), str)]
         if wrong:
             raise DataError(f"{where}: {', '.join(wrong)} missing or not text; every line needs {', '.join(KEYS)}")
+        references = row.get("references", [])
+        if not isinstance(references, list) or not all(isinstance(name, str) for name in references):
+            raise DataError(f"{where}: references must be a list of picture files")
         return row
+
+    def _files(self, row: dict[str, Any]) -> list[Path]:
+        return [self.folder / name for name in (row["source"], row["target"], *row.get("references", ()))]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -74,13 +84,20 @@ class FolderTable:
         """The picture `source` or `target` of a row."""
         return self.folder / json.loads(self.lines[index])[key]
 
+    def sources(self, index: int) -> list[Path]:
+        """All source pictures of a row."""
+        source, _, *references = self._files(json.loads(self.lines[index]))
+        return [source, *references]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = json.loads(self.lines[index])
-        for key in ("source", "target"):
-            path = self.folder / row[key]
-            data = path.read_bytes() if path.is_file() else b""  # removed meanwhile: a bad row, not a crash
-            row[key] = {"bytes": data, "path": str(path)}
-        return row
+        source, target, *references = map(_content, self._files(row))
+        return row | {"source": source, "target": target, "references": references}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    data = path.read_bytes() if path.is_file() else b""  # removed meanwhile: a bad row, not a crash
+    return {"bytes": data, "path": str(path)}
 
 
 def _state_of(path: Path) -> str:

@@ -117,7 +117,8 @@ def plain_pair(row: Row, id: str, cfg: SourceConfig) -> Pair:
     target, words, *source = PLAIN_COLUMNS[cfg.kind]
     instructions = tuple(cfg.prompt.replace("{}", wording) for wording in wordings(row, words))
     first = picture(row, source[0], cfg.images) if source else None
-    return Pair(id, cfg.kind, first, picture(row, target, cfg.images), Texts(instructions), cfg.canny.operator)
+    more = tuple(picture({"reference": one}, "reference", cfg.images) for one in row.get("references", ()))
+    return Pair(id, cfg.kind, first, picture(row, target, cfg.images), Texts(instructions), cfg.canny.operator, more)
 
 
 def cocostuff(row: Row, id: str, cfg: SourceConfig) -> Pair:
@@ -192,6 +193,10 @@ class Source:
         try:
             table = FolderTable(str(cfg.path)) if cfg.kind == "folder" else open_table(str(cfg.path), columns(cfg))
             self.table, self.revision, rows = table, table.revision, len(table)
+            if isinstance(table, FolderTable) and table.images > data.images:
+                raise DataError(
+                    f"{cfg.path} has edits of {table.images} pictures, this run reads data.images={data.images}"
+                )
         except DataError as error:
             stored = stored_manifest(data.cache, name)
             if stored is None or (cfg.kind == "folder" and Path(str(cfg.path)).is_dir()):

@@ -36,14 +36,14 @@ TRUNCATED: Renderings = {"images": lambda output: to_uint8(output[None])[0]}  # 
 @dataclass(frozen=True)
 class EditJob:
     """One edit. `id` chooses its random numbers, `name` its file below images/ (without suffix);
-    `source()` opens the picture; `size` is the side of the result, None = the editor's own. `caption`
+    `source()` opens the picture, or several; `size` is the side of the result, None = the editor's own. `caption`
     describes the wanted picture, for editors that read no instruction."""
 
     id: str
     name: str
     instruction: str
     caption: str
-    source: Callable[[], np.ndarray]
+    source: Callable[[], np.ndarray | list[np.ndarray]]
     size: int | None
 
 
@@ -115,9 +115,9 @@ def read_cost(folder: Path) -> list[dict[str, float]]:
         raise BenchmarkError(f"{folder / COST}: damaged ({one_line(error)}); remove it") from None
 
 
-def to_size(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is. Of (k, H, W, 3) each."""
-    if picture.ndim == 4:
+def to_size(picture: np.ndarray | list[np.ndarray], size: int) -> np.ndarray:
+    """(H, W, 3) uint8 at size x size, as training does it; untouched when it already is. Of several, each."""
+    if isinstance(picture, list):
         return np.stack([to_size(one, size) for one in picture])
     return picture if picture.shape[:2] == (size, size) else np.array(resize_and_crop(Image.fromarray(picture), size))
 

@@ -226,6 +226,34 @@ def test_small_sets_keep_nine_tenths_for_training(tmp_path: Path) -> None:
         heldout(1, 1)
 
 
+def test_own_pairs_with_further_source_pictures(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        Image.new("RGB", (40 + i, 30), (80 * i, 0, 0)).save(tmp_path / f"{name}.png")
+    rows = [
+        {"source": "a.png", "target": "b.png", "instruction": "x"},
+        {"source": "a.png", "references": ["c.png"], "target": "b.png", "instruction": "y"},
+    ]
+    listing = tmp_path / "pairs.jsonl"
+    listing.write_text("\n".join(map(json.dumps, rows)))
+
+    def opened(images: int) -> Source:
+        sources = {"mine": SourceConfig(path=str(tmp_path))}
+        return open_sources(DataConfig(sources=sources, heldout_samples=1, images=images))["mine"]
+
+    shapes = [resize_pair(opened(2).pair(row), 32)[0].shape for row in (0, 1)]
+    assert shapes == [(1, 32, 32, 3), (2, 32, 32, 3)]
+    with pytest.raises(DataError, match=r"has edits of 2 pictures, this run reads data\.images=1"):
+        opened(1)
+    rows[1]["references"] = "c.png"
+    listing.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="line 2: references must be a list of picture files"):
+        opened(2)
+    rows[1]["references"] = ["d.png"]
+    listing.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"line 2: no picture .*d\.png"):
+        opened(2)
+
+
 @pytest.mark.parametrize(("kind", "structs"), [("seed_unsplash", False), ("multigen_depth", True)])
 def test_folders_repacked_by_editar_are_read_as_they_are(kind: str, structs: bool, tmp_path: Path) -> None:
     """`save_to_disk` folders with raw bytes or undecoded image structs, without preparation."""

@@ -74,12 +74,15 @@ class OwnPairs(Benchmark):
         jobs = []
         for row in self.rows:
             text = self.prompt.replace("{}", self.table.instruction(row))
-            source = partial(self.load_result, self.table.file(row, "source"))
+            source = partial(self.load_sources, row)
             jobs.append(EditJob(str(row), str(row), text, text, source, None))
         return jobs
 
+    def load_sources(self, row: int) -> list[np.ndarray]:
+        return [self.load_result(file) for file in self.table.sources(row)]
+
     def sources_sum(self) -> str:
-        return content_sum(self.table.file(row, "source") for row in self.rows)
+        return content_sum(file for row in self.rows for file in self.table.sources(row))
 
     def names(self) -> dict[str, str]:
         return {str(row): f"{row}.png" for row in self.rows}

@@ -23,11 +23,11 @@ class NanoPairsBenchmark(Nano):
 
     name, title, protocol, world = "nano_pairs", "Nano world, two pictures", "nano-pairs-v1", NanoPairs
 
-    def pictures(self) -> list[np.ndarray]:
-        """What the model is given of each sample, (k, 64, 64, 3) uint8."""
+    def pictures(self) -> list[list[np.ndarray]]:
+        """What the model is given of each sample, one or two of (64, 64, 3) uint8."""
         first, second = [s.source for s in self.samples], [s.more[0] for s in self.samples]
         if self.cfg.second == "none":
-            return [source[None] for source in first]
+            return [[source] for source in first]
         if self.cfg.second == "swapped":
             first, second = second, first
         elif self.cfg.second == "other":
@@ -35,13 +35,13 @@ class NanoPairsBenchmark(Nano):
                 second = [ns.draw(scene) for scene in other_references(self.plans)]
             except ValueError as error:
                 raise ConfigError(f"samples={self.cfg.samples}: {error}") from None
-        return [np.stack(pair) for pair in zip(first, second, strict=True)]
+        return [list(pair) for pair in zip(first, second, strict=True)]
 
     def jobs(self) -> list[EditJob]:
         return [
-            EditJob(sample.id, sample.id, sample.instruction, sample.target_caption, partial(np.asarray, given), None)
+            EditJob(sample.id, sample.id, sample.instruction, sample.target_caption, partial(list, given), None)
             for sample, given in zip(self.samples, self.pictures(), strict=True)
         ]
 
     def sources_sum(self) -> str:
-        return hashlib.sha256(b"".join(given.tobytes() for given in self.pictures())).hexdigest()
+        return hashlib.sha256(b"".join(picture.tobytes() for given in self.pictures() for picture in given)).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,22 @@ from PIL import Image
 
 from editar.config import EditConfig, EvalConfig
 from editar.data.codes import CodesCache
+from editar.data.encode import open_cache
 from editar.data.nano.pairs import NanoPairs
+from editar.data.sources import open_sources
 from editar.edit import edit
 from editar.errors import ConfigError
 from editar.evaluation.run import evaluate
+from editar.runtime.distributed import Ranks
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights, save_weights
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
+from editar.training.build import build_run
 from editar.training.encoders import build_tokenizer
 from editar.training.evaluate import own_batches
 from editar.training.loop import train
+from editar.weights.load import vq_checksum
 from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER, train_config
 
 
@@ -45,11 +51,9 @@ def pipeline(pairs_run: Path) -> EditPipeline:
 
 
 def test_cached_rows_hold_the_codes_of_their_pictures(pairs_run: Path, pipeline: EditPipeline) -> None:
-    from editar.data.encode import open_cache, tokenizer_checksum
-    from editar.data.sources import open_sources
 
     sources = open_sources(pipeline.cfg.data)
-    checksum = tokenizer_checksum(build_tokenizer(pipeline.cfg, pipeline.device))
+    checksum = vq_checksum(build_tokenizer(pipeline.cfg, pipeline.device))
     cache: CodesCache = open_cache(pipeline.cfg, sources["nano_pairs"], checksum)
     sample = NanoPairs("train", 24)[3]
     codes = pipeline.encode(np.stack([sample.source, *sample.more])).flatten()
@@ -58,8 +62,6 @@ def test_cached_rows_hold_the_codes_of_their_pictures(pairs_run: Path, pipeline:
 
 def test_rows_with_one_picture_lack_the_second(pipeline: EditPipeline, tiny_tokenizer: Path, tmp_path: Path) -> None:
     """From codes and from pixels: the flag says which image is missing, whatever fills its place."""
-    from editar.runtime.distributed import Ranks
-    from editar.training.build import build_run
 
     for cache in ([], ["data.cache=null", "data.build_cache=false", "data.cache_features=false"]):
         settings = ["data=nano_pairs", f"output_dir={tmp_path / str(len(cache))}", *cache]
@@ -121,3 +123,18 @@ def test_too_many_pictures_are_named(tiny_run: Path, pipeline: EditPipeline, tmp
         train_config("data=nano_pairs", "data.images=1")
     with pytest.raises(ConfigError, match=r"drop\.each_image is for data\.images=2"):
         train_config("drop.each_image=0.1")
+
+
+def test_own_pairs_of_two_pictures_are_scored(pairs_run: Path, tmp_path: Path) -> None:
+    sample = NanoPairs("heldout", 1)[0]
+    for name, picture in (("a", sample.source), ("b", sample.more[0]), ("c", sample.target)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    row = {"source": "a.png", "references": ["b.png"], "target": "c.png", "instruction": sample.instruction}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    given = [f"root={tmp_path}", f"checkpoint={pairs_run}", f"output_dir={tmp_path / 'out'}", "pairs=all"]
+    evaluate(load_config(EvalConfig, "eval", ["benchmark=folder", *given]))
+    made = np.asarray(Image.open(tmp_path / "out" / "images" / "0.png")).astype(int)
+    (expected,) = EditPipeline.from_pretrained(pairs_run).edit_arrays(
+        [np.stack([sample.source, *sample.more])], [sample.instruction], ["0"]
+    )
+    assert np.abs(made - expected).max() <= 1
