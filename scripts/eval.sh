@@ -21,6 +21,20 @@ run_baseline() {
     scored+=("${@: -1}")
     scored[-1]=${scored[-1]#output_dir=}
   else
-    echo "baseline $1 is left out of the table: the lines above say what is missing (HF_HUB_OFFLINE=0 downloads weights)" >&2
+    echo "baseline $1 is left out of the table: the line above says what is missing" >&2
   fi
+}
+
+# The table and the page of all that was scored.
+write_report() {
+  if [ "${#scored[@]}" -eq 0 ]; then
+    echo "nothing was scored: the lines above say what is missing" >&2
+    exit 1
+  fi
+  "$PYTHON" scripts/report.py "${scored[@]}" --out "$OUT/report.html"
+}
+
+# `left_out WHAT VARIABLE`: says that WHAT needs the variable, which is not set.
+left_out() {
+  echo "$1 is left out of the table: give $2" >&2
 }

@@ -25,7 +25,7 @@ def show(folder: Path) -> None:
 @script("fetch_weights")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="weights by name, or edit, train, evaluate for all those need")
+    parser.add_argument("names", nargs="*", help="weights by name, or edit, train, evaluate, baselines: all for that")
     parser.add_argument("--list", action="store_true", help="show the known weights and what is here already")
     parser.add_argument(
         "--dir", type=Path, default=CHECKPOINTS, help="where to put them (default: checkpoints, where they are found)"

@@ -62,4 +62,6 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
         return _build(kind, value, f"{key}.")  # type: ignore[arg-type]
     if get_origin(kind) is dict:
         return {name: _fit(get_args(kind)[1], item, f"{key}.{name}") for name, item in value.items()}
+    if get_origin(kind) is list:
+        return [_fit(get_args(kind)[0], item, f"{key}.{index}") for index, item in enumerate(value)]
     return float(value) if kind is float else value  # YAML reads 1 and 1e-5 as a whole number and a text

@@ -80,6 +80,7 @@ def load_pipeline(cfg: BaselineConfig, condition_model: str, dtype: torch.dtype)
         import diffusers
     except ImportError:
         raise ConfigError(f'baseline {cfg.method} needs diffusers: pip install -e ".[baselines]"') from None
+    diffusers.utils.logging.set_verbosity_error()  # what is missing is said once, in one line
     options: dict[str, Any] = {"dtype": dtype, "low_cpu_mem_usage": False}  # True needs accelerate
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if cfg.pipeline in CONDITION_MODELS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from editar.errors import CheckpointError, ConfigError, one_line
-from editar.runtime.manifest import stored_folder
+from editar.runtime.manifest import fetch_command, stored_folder
 
 
 def from_pretrained(cls: Any, name: str, **options: Any) -> Any:
@@ -17,7 +17,9 @@ def from_pretrained(cls: Any, name: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(stored_folder(name), **options)
     except Exception as error:  # missing, private, offline, damaged, other shapes: many types, one meaning
-        raise ConfigError(f"cannot load {name}: {told(error)}; give a hub id or the folder it was saved in") from None
+        command = None if Path(name).exists() else fetch_command(name)
+        advice = f"get it with `{command}`" if command else "give a hub id or the folder it was saved in"
+        raise ConfigError(f"cannot load {name}: {told(error)}; {advice}") from None
 
 
 def local_folder(source: str | Path, files: Sequence[str], revision: str | None = None) -> Path:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from editar.config import EvalConfig
 from editar.evaluation.nano.export import PROMPTS, export_translation
 from editar.report.merge import load_scored
@@ -40,9 +42,13 @@ def test_table_1_and_3(tiny_run: Path, tmp_path: Path) -> None:
     assert Page(tmp_path / "3" / "report.html").grids[0]["methods"] == ["ours", "other"]
     settings["OUT"] = str(tmp_path / "1")
     shutil.copytree(tmp_path / "3" / "ours", tmp_path / "1" / "ours")
-    text = run_script("table1.sh", *QUICK, **settings, BASELINES="mgie")  # goes on with the pictures that are there
+    settings["BASELINES"] = "mgie instruct_pix2pix"
+    text = run_script("table1.sh", *QUICK, **settings)  # goes on with the pictures that are there
     assert "ours *" in text and "Pix2pix-zero" in text
     assert "MGIE is not run here" in text and "baseline mgie is left out of the table" in text
+    *_, before, why = text[: text.index("baseline instruct_pix2pix is left out")].splitlines()
+    assert why.endswith("; get it with `python scripts/fetch_weights.py instruct_pix2pix`")
+    assert before.startswith("baseline mgie")  # one line says it
 
 
 def recorded(tmp_path: Path, script: str, *arguments: str, **settings: str) -> tuple[list[EvalConfig], list[str]]:
@@ -50,7 +56,8 @@ def recorded(tmp_path: Path, script: str, *arguments: str, **settings: str) -> t
     python, log = tmp_path / "python", tmp_path / "log"
     python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
     python.chmod(0o755)
-    run_script(script, *arguments, **settings, CHECKPOINT="ours", OUT=str(tmp_path / "out"), PYTHON=str(python))
+    given = {"CHECKPOINT": "ours", "OUT": str(tmp_path / "out"), "PYTHON": str(python)} | settings
+    print(run_script(script, *arguments, **given))
     *calls, last = [line.split() for line in log.read_text().splitlines()]
     runs = [load_config(EvalConfig, "eval", call[2:]) for call in calls if call[:2] == ["-m", "editar.eval"]]
     return runs, last[1:]
@@ -73,6 +80,17 @@ def test_baselines_of_table_2_compose(tmp_path: Path) -> None:
     names = ["ControlNet", "ControlNet++", "T2I-Adapter"]
     assert found == [(task, name) for task in ("depth", "canny", "cocostuff") for name in names]
     assert report[:12] == [run.output_dir for run in runs]
+
+
+def test_what_is_not_given_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, report = recorded(tmp_path, "table2.sh", DEPTH="d", CHECKPOINT="", BASELINES="controlnet")
+    assert [(run.benchmark, run.method) for run in runs] == [("depth", "ControlNet"), ("canny", "ControlNet")]
+    assert report[:2] == [run.output_dir for run in runs]
+    said = capsys.readouterr().out
+    assert "our row is left out of the table: give CHECKPOINT=RUN" in said
+    assert "cocostuff is left out of the table: give COCOSTUFF=DIR" in said
+    with pytest.raises(AssertionError, match="nothing was scored"):
+        recorded(tmp_path, "table1.sh", DATA="d", CHECKPOINT="", BASELINES="")
 
 
 def test_table_2(tiny_run: Path, tmp_path: Path) -> None:

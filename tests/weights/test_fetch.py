@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from editar.config import TeacherConfig
+from editar.config import CONFIG_DIR, TeacherConfig, read_yaml
+from editar.config.baseline import BaselineConfig
 from editar.errors import CheckpointError
 from editar.models.teacher import build_teacher
-from editar.runtime.manifest import load_manifest, stored_folder
+from editar.runtime.manifest import fetch_command, load_manifest, stored_folder
 from editar.weights import fetch as fetching
 from editar.weights.fetch import fetch, hub_file, parse_hub_id, select
 
@@ -57,12 +58,20 @@ def test_manifest_is_whole() -> None:
     targets = [file.to for entry in entries.values() for file in entry.files if not file.to.endswith("/")]
     assert len(targets) == len(set(targets))
     for entry in entries.values():
-        assert entry.files and entry.licence and set(entry.used_by) <= {"edit", "train", "evaluate"}
+        assert entry.files and entry.licence and set(entry.used_by) <= {"edit", "train", "evaluate", "baselines"}
         for file in entry.files:
             assert file.to.startswith("checkpoints/") and ".." not in file.to
             assert file.sha256 is None or len(file.sha256) == 64
             assert file.sha256_prefix is None or file.file.endswith(f"-{file.sha256_prefix}.pth")
             assert file.url is None or (file.url.startswith("https://") and file.url.endswith("/" + file.file))
+
+
+def test_every_baseline_that_runs_here_is_listed() -> None:
+    repositories = {entry.repo for entry in load_manifest().values() if entry.used_by == ["baselines"]}
+    found = [BaselineConfig(**read_yaml(file)) for file in (CONFIG_DIR / "baseline").glob("*.yaml")]
+    runners = [baseline for baseline in found if baseline.kind == "runner"]
+    parts = [name.partition(":")[0] for baseline in runners for name in baseline.condition_models.values()]
+    assert repositories == {*(baseline.base_model for baseline in runners), *parts}
 
 
 def test_configs_point_where_the_manifest_puts_things() -> None:
@@ -95,7 +104,7 @@ def test_names_and_uses() -> None:
     entries = load_manifest()
     assert list(select(["edit"], entries)) == ["editar_release", "vq_ds16_t2i", "flan_t5_xl"]
     assert list(select(["clip_b16"], entries)) == ["clip_b16"]
-    with pytest.raises(CheckpointError, match="unknown weights vq; known: edit, evaluate, train, editar_release"):
+    with pytest.raises(CheckpointError, match="unknown weights vq; known: baselines, edit, evaluate, train, editar"):
         select(["vq"], entries)
 
 
@@ -203,6 +212,14 @@ def test_what_was_fetched_is_found_by_its_hub_id(tmp_path: Path, monkeypatch: py
         assert stored_folder(repo) == f"checkpoints/{repo.split('/')[1]}"
         files[0].unlink()
         assert stored_folder(repo) == repo
+    for name in ("instruct_pix2pix", "controlnet_plus_plus"):  # diffusers reads a folder with subfolders
+        repo, files = str(entries[name].repo), fetch([name])
+        assert stored_folder(repo) == f"checkpoints/{repo.split('/')[1]}"
+        assert [str(file.relative_to(stored_folder(repo))) for file in files] == [
+            file.file.split(" | ")[0] for file in entries[name].files
+        ]
+        assert fetch_command(repo) == f"python scripts/fetch_weights.py {name}"
+    assert fetch_command("someone/flan-t5-xl") is None
     fetch(["vq_ds16_t2i"])
     assert hub_file("peizesun/llamagen_t2i:vq_ds16_t2i.pt") == Path("checkpoints/vq_ds16_t2i.pt")
     assert stored_folder("someone/flan-t5-xl") == "someone/flan-t5-xl"
