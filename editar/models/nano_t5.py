@@ -19,7 +19,7 @@ OFFSETS = (-1, 1, -2, 2)
 PULL = 5.0
 
 
-class Encoded(NamedTuple):
+class _Output(NamedTuple):
     last_hidden_state: torch.Tensor
 
 
@@ -55,7 +55,7 @@ class NanoT5(nn.Module):
             elif name.endswith("DenseReluDense.wo.weight"):
                 parameter.mul_(0.3)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _Output:
         x = self.shared(input_ids)
         place = torch.arange(input_ids.shape[1], device=x.device)
         distance = place[None] - place[:, None]  # of a key from its query
@@ -65,7 +65,7 @@ class NanoT5(nn.Module):
         blocks: Any = self.encoder["block"]
         for block in blocks:
             x = block(x, bias)
-        return Encoded(self.encoder["final_layer_norm"](x))
+        return _Output(self.encoder["final_layer_norm"](x))
 
 
 class _Block(nn.Module):
