@@ -92,7 +92,7 @@ def test_named_settings_exist(name: str) -> None:
             if match := re.fullmatch(r"[+~]?([a-z][\w.]*)(=(\S*))?", word):
                 key, value = match[1], match[3]
                 section, _, inner = key.partition(".")
-                is_file = inner in ("py", "yaml", "json", "jsonl", "pt", "safetensors")
+                is_file = inner in ("py", "yaml", "json", "jsonl", "html", "pt", "safetensors")
                 inside = inner and not is_file and section in known_settings()
                 if value is not None or word.startswith("~") or inside:
                     assert key in known_settings(), f"{name}: {span}"

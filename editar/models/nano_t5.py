@@ -20,7 +20,7 @@ OFFSETS = (-1, 1, -2, 2)
 PULL = 5.0
 
 
-class T5Output(NamedTuple):
+class _Output(NamedTuple):
     last_hidden_state: torch.Tensor
 
 
@@ -60,7 +60,7 @@ class NanoT5(nn.Module):
             elif name.endswith("DenseReluDense.wo.weight"):
                 parameter.mul_(0.3)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> T5Output:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _Output:
         x = self.shared(input_ids)
         place = torch.arange(input_ids.shape[1], device=x.device)
         distance = place[None] - place[:, None]  # of a key from its query
@@ -70,7 +70,7 @@ class NanoT5(nn.Module):
         blocks: Any = self.encoder["block"]
         for block in blocks:
             x = block(x, bias)
-        return T5Output(self.encoder["final_layer_norm"](x))
+        return _Output(self.encoder["final_layer_norm"](x))
 
 
 class _Block(nn.Module):

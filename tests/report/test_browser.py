@@ -17,10 +17,10 @@ from editar.report.demo_page import task_bars, write_demo_page
 from editar.report.plots import picture_uri
 from editar.runtime.entry import load_config
 from scripts import report
+from tests.helpers.browser import chromium
 from tests.helpers.pie import GOLDEN, RESULTS, config
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=switches)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 def texts(page: Any) -> list[str]:
