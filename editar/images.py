@@ -143,6 +143,8 @@ def preprocess(image: Image.Image, size: int) -> torch.Tensor:
 
 def batch_to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    if isinstance(images, np.ndarray):
+        images = np.require(images, requirements="W")  # views of PIL pictures are not, of which torch warns
     return torch.as_tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
