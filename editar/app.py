@@ -235,7 +235,7 @@ def serve(cfg: AppConfig, block: bool = True) -> gradio.Blocks:
 
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = EditPipeline.from_pretrained(
-        cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name
+        cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name, lora=cfg.lora
     )
     page = build(cfg, pipeline)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere

@@ -263,6 +263,7 @@ class AppConfig:
     """
 
     checkpoint: str = MISSING
+    lora: str | None = None  # an adapter trained on the checkpoint, as in editar.edit
     host: str = "127.0.0.1"
     port: int = setting(7860, least=0, most=65535)  # 0: any free one
     output_dir: str = "outputs/app"
