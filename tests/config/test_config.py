@@ -51,7 +51,7 @@ def test_editar_xl_is_the_paper() -> None:
         (["steps=many"], "steps: Value 'many' of type 'str' could not be converted to Integer"),
         (["steps=0"], "steps=0 must be at least 1"),
         (["image_size=63"], "image_size=63 is not divisible by the tokenizer's downsampling 8"),
-        (["gpt.n_head=7"], "gpt.dim=192 is not divisible by gpt.n_head=7"),
+        (["gpt.n_head=7"], "gpt.dim=160 is not divisible by gpt.n_head=7"),
         (["tokenizer.ch=12"], "tokenizer.norm_groups=8"),
         (["rope.text=none"], "rope.text=none is not one of zero, identity"),
         (["teacher.name=sam"], "teacher.name=sam is not one of none, dinov2, clip, clipseg, timm, hog"),

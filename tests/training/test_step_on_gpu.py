@@ -41,7 +41,7 @@ def objective(cfg: TrainConfig, device: torch.device) -> Objective:
 
 def batch(device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(5)
-    source, target = torch.randint(1024, (2, 8, 64), generator=generator)
+    source, target = torch.randint(512, (2, 8, 64), generator=generator)
     return source.to(device), torch.randn(8, 24, 96, generator=generator).to(device), target.to(device)
 
 
