@@ -6,6 +6,7 @@ and the instruction a caption; image=null draws from the text alone.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,9 +90,9 @@ def outputs(cfg: EditConfig) -> tuple[list[Path], Path | None, Path | None]:
     comparison, made = (output.with_name(f"{stem}_{what}{suffix}") for what in ("side_by_side", "condition"))
     picture_format(comparison)
     compared = cfg.image is not None or cfg.num_samples > 1
-    taken = [name for name in (*names, *[made] * cfg.from_photo, *[comparison] * compared) if name.exists()]
+    taken = [name for name in (*names, *[made] * cfg.from_photo, *[comparison] * compared) if os.path.lexists(name)]
     given = [path for path in (cfg.image, cfg.mask) if path is not None and Path(path).exists()]
-    if same := [name for name in taken if any(name.samefile(path) for path in given)]:
+    if same := [name for name in taken if name.exists() and any(name.samefile(path) for path in given)]:
         raise ConfigError(f"{same[0]} is read, and never replaced; give another output=...")
     if taken and not cfg.overwrite:
         raise ConfigError(f"{taken[0]} exists; give another output=... or overwrite=true")

@@ -30,7 +30,7 @@ from editar.models.gpt import GPT
 from editar.report.demo_page import loss_curves, sweep_curve, task_bars, write_demo_page
 from editar.report.plots import picture_uri
 from editar.runtime.device import has_fast_bfloat16
-from editar.runtime.entry import load_config, script
+from editar.runtime.entry import at_least, load_config, script
 from editar.runtime.files import write_json
 from editar.runtime.log import duration, say
 from editar.sampling.pipeline import EditPipeline
@@ -139,9 +139,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--reference", type=Path, default=SHIPPED / "nano")
     parser.add_argument("--tokenizer", type=Path, default=SHIPPED / "nano_tokenizer", help="for the model from scratch")
-    parser.add_argument("--samples", type=int, default=240, help="held-out samples per model")
-    parser.add_argument("--pie-samples", type=int, default=20, help="of them, in PIE-Bench's layout")
-    parser.add_argument("--gpt-steps", type=int, default=1500)
+    parser.add_argument("--samples", type=at_least(1), default=240, help="held-out samples per model")
+    parser.add_argument("--pie-samples", type=at_least(0), default=20, help="of them, in PIE-Bench's layout")
+    parser.add_argument("--gpt-steps", type=at_least(1), default=1500)
     args = parser.parse_args(argv)
     clock = Stages()
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from editar.config.fields import LARGEST
 from editar.errors import ConfigError
 from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
-from editar.runtime.entry import script
+from editar.runtime.entry import at_least, script
 
 
 @script("export_nano")
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["pie_bench", *PROMPTS])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out samples")
+    parser.add_argument("--count", type=at_least(1), default=40)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the held-out samples")
     args = parser.parse_args(argv)
     if args.count < 1 or not 0 <= args.seed <= LARGEST:
         raise ConfigError(f"--count {args.count} must be at least 1, --seed {args.seed} between 0 and {LARGEST}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from editar.errors import BenchmarkError
 from editar.report.examples import draw_examples
 from editar.report.merge import load_scored, merge
-from editar.runtime.entry import script
+from editar.runtime.entry import at_least, script
 
 
 @script("figure_examples")
@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scored", nargs="+", metavar="SCORED")
     parser.add_argument("--ids", nargs="+", default=[], help="which pictures, as in scores.json (six, evenly spaced)")
-    parser.add_argument("--draws", type=int, default=1, help="pictures per method, of protocol=controlnet++ (1)")
+    parser.add_argument(
+        "--draws", type=at_least(1), default=1, help="pictures per method, of protocol=controlnet++ (1)"
+    )
     parser.add_argument("--out", type=Path, default=Path("examples.png"), help="a .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     evaluations = merge([load_scored(argument) for argument in options.scored])

@@ -21,7 +21,7 @@ from editar.data.sample import BadRow
 from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError
 from editar.images import contact_sheet, picture_format, save_image
-from editar.runtime.entry import load_config, script
+from editar.runtime.entry import at_least, load_config, script
 from editar.runtime.log import say
 
 SIDE = 192  # pixels of a picture on the sheet
@@ -32,7 +32,7 @@ SHARE_DRAWS = 10_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of editar.train")
-    parser.add_argument("--draws", type=int, default=24, help="how many draws to show")
+    parser.add_argument("--draws", type=at_least(1), default=24, help="how many draws to show")
     parser.add_argument("--source", help="show rows of this source instead of draws of the mixture")
     parser.add_argument("--rows", default="0:24", help="with --source: which rows, FIRST:END")
     parser.add_argument("--out", type=Path, default=Path("outputs/inspect_data.png"), help="a picture, or a folder")

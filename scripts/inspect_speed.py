@@ -24,7 +24,7 @@ from editar.data.loader import HeldoutRows, Item, Reader
 from editar.data.sources import open_sources
 from editar.errors import ConfigError
 from editar.models.gpt import GPT
-from editar.runtime.entry import load_config, script
+from editar.runtime.entry import at_least, load_config, script
 from editar.sampling.decode import SampleSeeds, guidance_scales, guide, probabilities
 from editar.sampling.pipeline import EditPipeline
 from editar.sampling.stats import GenerationStats
@@ -34,8 +34,8 @@ from editar.sampling.stats import GenerationStats
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="checkpoint=FOLDER, sampling.*, data of train")
-    parser.add_argument("--samples", type=int, default=16, help="held-out pairs")
-    parser.add_argument("--batch", type=int, default=1, help="pairs decoded at once")
+    parser.add_argument("--samples", type=at_least(1), default=16, help="held-out pairs")
+    parser.add_argument("--batch", type=at_least(1), default=1, help="pairs decoded at once")
     parser.add_argument("--windows", nargs="+", default=["1", "8", "16", "32", "64", "auto"])
     options = parser.parse_args()
     checkpoint = [setting for setting in options.settings if setting.startswith("checkpoint=")]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from editar.config import TrainConfig
-from editar.runtime.entry import load_config
+from editar.runtime.entry import load_config, script
 from editar.training.parallel import micro_batch
 from editar.training.planning.cost import PEAK_FLOPS, memory, training_flops
 from editar.training.planning.dry_run import ASSUMED_MFU, frozen_bytes
@@ -24,7 +24,11 @@ WAYS = ([], ["activation_checkpointing=true"], ["parallel=fsdp", "activation_che
 RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
 
 
+@script("plan_gpus")
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     print("| GPU | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS) + " |")
     print("| --- |" + " --- |" * len(COUNTS))
     for name, gigabytes in GPUS:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from editar.data.prepare.prepare import SOURCES, prepare
 from editar.data.prepare.request import Request
-from editar.runtime.entry import script
+from editar.runtime.entry import at_least, script
 
 
 @script("prepare_data")
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument(
         "--files", default=":", metavar="A:B", help="only input files A to B-1 by name; SEED: parts 0:B"
     )
-    parser.add_argument("--rows-per-shard", type=int, default=1000, metavar="N")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
+    parser.add_argument("--rows-per-shard", type=at_least(1), default=1000, metavar="N")
+    parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes (all cores)")
     parser.add_argument("--allow-truncated", action="store_true", help="SEED: take what an incomplete archive holds")
     prepare(Request(**vars(parser.parse_args())))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from editar.report.merge import load_scored
 from editar.report.page import PICTURES, write_comparison
-from editar.runtime.entry import script
+from editar.runtime.entry import at_least, script
 
 
 @script("report")
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     parser.add_argument("--title", default="EditAR evaluation")
     parser.add_argument(
-        "--pictures", type=int, default=PICTURES, help="entries per benchmark with pictures (%(default)s)"
+        "--pictures", type=at_least(0), default=PICTURES, help="entries per benchmark with pictures (%(default)s)"
     )
     options = parser.parse_args(arguments)
     scored = [load_scored(argument) for argument in options.scored]

@@ -6,7 +6,7 @@ OmegaConf is imported where it is used: `editar.config.plain` and all that needs
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,13 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
 
 
 class OncePerKey(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML takes the last one silently."""
+    """Refuses a key that is given twice, of which YAML takes the last one silently, and aliases, by which a short file
+    can stand for an endless one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -92,6 +98,9 @@ def override(section: T, changes: dict[str, Any], name: str) -> T:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for spec in fields(section):  # type: ignore[arg-type]
+        if spec.type in (bool, "bool") and not isinstance(changes.get(spec.name, False), bool):
+            raise ConfigError(f"{name}.{spec.name}={changes[spec.name]} is neither true nor false")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(section), changes)
         result: Any = OmegaConf.to_object(merged)

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from editar.errors import ConfigError
 
 LARGEST = 2**32 - 1  # of any whole number: seeds too must fit every library's generator
+FLOAT32 = 3.4e38
 
 
 def setting(default: Any, **limits: Any) -> Any:
@@ -57,7 +58,8 @@ def _check(key: str, value: Any, spec: Field[Any]) -> None:
 def _check_number(key: str, value: float, limits: Mapping[str, Any]) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{key}={value} is not a finite number")
-    ends = {"least": -LARGEST, "most": LARGEST, **limits} if isinstance(value, int) else limits
+    most = LARGEST if isinstance(value, int) else FLOAT32
+    ends = {"least": -most, "most": most, **limits}
     for name, wrong, words in (
         ("least", operator.lt, "at least"),
         ("most", operator.gt, "at most"),

@@ -174,6 +174,10 @@ class CodesCache:
     def decode(self, row: dict[str, Any]) -> Encoded:
         if row["bad"] is not None:
             raise BadRow(row["bad"])
+        if any(not isinstance(row[key], bytes) for key in ("source", "target", "target_picture")):
+            raise DataError(
+                f"{self.folder}: {row['id']} lacks codes or its picture; remove that folder and make it anew"
+            )
         features = None
         if self.reads_features and row["features"] is not None:
             flat = np.frombuffer(row["features"], np.float16)
@@ -205,4 +209,9 @@ def pack_picture(picture: np.ndarray, size: int = 256) -> bytes:
 
 
 def unpack_picture(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    try:
+        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    except Exception as error:  # decoders raise nearly anything at damaged files
+        raise DataError(
+            f"a cached picture is damaged ({one_line(error)}); remove the codes and make them anew"
+        ) from None

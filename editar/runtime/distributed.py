@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from editar.errors import LostProcess, one_line
+from editar.errors import ConfigError, LostProcess, one_line
 from editar.runtime.device import pick_device
 
 T = TypeVar("T")
@@ -65,7 +65,9 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[Ranks]:
 
     A process that waits for the others longer than `timeout_s` raises.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, rank = (whole_number(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK={rank} of WORLD_SIZE={size} in the environment is no process; start with torchrun")
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -73,7 +75,12 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[Ranks]:
         yield Ranks(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"  # checkpoints are gathered on the CPU
-    dist.init_process_group(backend, **rendezvous(timedelta(seconds=timeout_s)))
+    try:
+        dist.init_process_group(backend, **rendezvous(timedelta(seconds=timeout_s)))
+    except (ValueError, RuntimeError, KeyError) as error:  # an address or port that is missing or impossible
+        raise ConfigError(
+            f"process {rank} of {size} finds no others ({one_line(error)}); start with torchrun"
+        ) from None
     try:
         yield Ranks(rank, size, place)
     except RuntimeError as error:
@@ -82,6 +89,14 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def whole_number(name: str, default: str) -> int:
+    """A number that torchrun puts into the environment. Raises ConfigError."""
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise ConfigError(f"{name}={os.environ[name]} in the environment is no number; start with torchrun") from None
 
 
 def rendezvous(timeout: timedelta) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import re
@@ -43,10 +44,10 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra_compose(name, [as_written(cls, override) for override in overrides])
-    except HydraException as error:
+    except (HydraException, ValueError, OSError) as error:  # null for a config group, a key that no file could have
         if isinstance(error.__cause__, OmegaConfBaseException):
             raise explain(error.__cause__, cls) from None
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise error if isinstance(error, ConfigError) else ConfigError(one_line(error)) from None
     except OmegaConfBaseException as error:
         raise explain(error, cls) from None
 
@@ -97,6 +98,17 @@ def run(
         cfg = load_config(cls, name, arguments)
         told.folder = getattr(cfg, "output_dir", None)
         action(cfg)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A script's whole number, as the `type` of an argparse argument: `least` or more."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
 
 
 def script(program: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

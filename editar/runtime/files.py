@@ -5,13 +5,15 @@ torch and OmegaConf are imported where they are used, so that a command's help n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +27,8 @@ from editar.errors import BenchmarkError, CheckpointError, ConfigError, one_line
 if TYPE_CHECKING:
     import torch
 
+CHECKSUM = "tensors_crc32"  # in the header of a weights file
+
 
 def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
     """The first `count` items, and how many more."""
@@ -34,10 +38,14 @@ def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Where to write what will become `path`: it gets its name when the body is done, so readers see the old
-    file or the new one, never half. Makes the folder; nothing is left of a body that fails."""
+    file or the new one, never half. Makes the folder; nothing is left of a body that fails. What another start left,
+    or a link that somebody put in its place, is never written through."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, where a file is to be written", str(path))
     partial = path.with_name(f".{path.name}.part")
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         os.replace(partial, path)
@@ -66,7 +74,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """state dict -> safetensors, atomically; `metadata` lands in the file's header. Equal input, equal bytes."""
+    """state dict -> safetensors, atomically; `metadata` lands in the file's header, with a checksum of the tensors.
+    Equal input, equal bytes."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -74,7 +83,9 @@ def save_weights(state: dict[str, torch.Tensor], path: str | Path, metadata: dic
         try:
             partial.touch()
             mode = partial.stat().st_mode  # as of any other file; safetensors would keep everybody else out
-            save_file(tensors, str(partial), metadata={"format": "pt"} | (metadata or {}))
+            save_file(
+                tensors, str(partial), metadata={"format": "pt"} | (metadata or {}) | {CHECKSUM: tensors_crc(tensors)}
+            )
             partial.chmod(mode)
             _sort_header(partial)
         except Exception as error:  # safetensors raises its own untyped errors when the disk is full
@@ -89,6 +100,17 @@ def _sort_header(path: Path) -> None:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
         file.write(text.ljust(size))  # the format pads with spaces
+
+
+def tensors_crc(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 over the names and bytes of CPU tensors, 8 hex digits: notices what a disk or a copy damaged."""
+    import torch
+
+    found = 0
+    for key in sorted(tensors):
+        content = tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(content.data, zlib.crc32(key.encode(), found))
+    return f"{found:08x}"
 
 
 def weights_step(path: Path) -> int | None:
@@ -108,9 +130,14 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     try:
-        return load_file(str(path))
+        tensors = load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            written = (file.metadata() or {}).get(CHECKSUM)
     except Exception as error:  # safetensors raises its own untyped errors for damaged files
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    if written is not None and written != tensors_crc(tensors):
+        raise CheckpointError(f"{path}: its tensors are not as they were written, the file is damaged; copy it anew")
+    return tensors
 
 
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | Path) -> None:

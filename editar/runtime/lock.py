@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def _take(path: Path) -> IO[str]:
     """The lock file, open, locked and with this process's name in it."""
     mine = {"host": platform.node(), "process": os.getpid(), "job": os.environ.get("TORCHELASTIC_RUN_ID", "none")}
     while True:
-        file = path.open("a+")
+        file = _open(path)
         busy = False
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,6 +61,20 @@ def _take(path: Path) -> IO[str]:
     json.dump(mine, file)
     file.flush()
     return file
+
+
+def _open(path: Path) -> IO[str]:
+    """For reading and writing, made where it is missing. Raises ConfigError for a link or another special file, through
+    which something else would be overwritten."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return os.fdopen(number, "a+")
+        os.close(number)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    raise ConfigError(f"{path}: not a plain file; remove it")
 
 
 def _owner(file: IO[str]) -> dict[str, Any]:

@@ -197,11 +197,13 @@ def load_evaluation(path: str | Path) -> Evaluation:
             whole = {key: _number(value) for key, value in entry["whole"].items()}
             own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], entry.get("cost", []))
             methods.append(MethodScores(name, entry["results"], rows, *own))
+        if not methods or not all(isinstance(row.get("id"), str) for method in methods for row in method.rows):
+            raise ValueError("no methods, or a row without id")
         settings = (raw["benchmark"], raw["protocol"], raw["root"])
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BenchmarkError(f"{file}: not a scores.json of this version ({error!r}); score the folder again") from None
 
 

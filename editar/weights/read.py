@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -101,6 +102,8 @@ def read_file(path: Path) -> Any:
     if not head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its old bare pickle
         raise CheckpointError(f"{path}: neither a torch nor a safetensors file")
     try:
+        if head.startswith(b"PK") and (entry := zipfile.ZipFile(path).testzip()) is not None:
+            raise ValueError(f"{entry} is not as it was written")
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except pickle.UnpicklingError as error:

@@ -133,6 +133,8 @@ def read_step(path: Path) -> int:
 def damage(path: Path, part: slice = slice(None)) -> str | None:
     """What is wrong with the files of a checkpoint, None if nothing is; looks at `part` of them and at the step.
     Older checkpoints hold no checksums."""
+    if odd := [file.name for file in path.iterdir() if not file.is_file() or file.is_symlink()]:
+        return f"{odd[0]} is not a plain file"
     try:
         state = _read_state(path)
         if state["step"] != step_of(path):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from editar.errors import CheckpointError
-from editar.runtime.files import load_state, load_weights, save_weights
+from editar.runtime.files import CHECKSUM, load_state, load_weights, save_weights, tensors_crc
 
 
 def test_weights_are_readable_by_whom_other_files_are(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
     found = load_weights(tmp_path / "0.safetensors")
     assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
     with safe_open(str(tmp_path / "0.safetensors"), "pt") as file:
-        assert file.metadata() == {"format": "pt"} | metadata
+        assert file.metadata() == {"format": "pt", CHECKSUM: tensors_crc(state)} | metadata
 
 
 def test_a_load_that_does_not_fit_names_its_problems_and_copies_nothing() -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from editar.data.prepare.folder import Dropped
 from editar.errors import DataError
+from editar.runtime.files import parse_json
 
 PART = re.compile(r"(?P<archive>.+\.tar\.gz)\.part-(?P<number>\d+|[a-z]+)")
 BUFFER = 1 << 20
@@ -163,7 +164,7 @@ def read_annotations(root: Path, files: list[Path]) -> Iterator[tuple[str, Annot
 
 def _parse(line: str, seen: set[int]) -> Annotation | Dropped:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         source, target = (posixpath.normpath(str(entry[key])).lstrip("/") for key in ("source_image", "target_image"))
     except (ValueError, KeyError, TypeError) as error:
         return Dropped("unreadable annotation", f"{type(error).__name__}: {error}")

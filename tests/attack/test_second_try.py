@@ -1,0 +1,168 @@
+"""What a second, independent attack found: links, bit flips, impossible surroundings and values."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from editar.config import EditConfig, SamplingConfig, TrainConfig, from_yaml, override
+from editar.data.codes import unpack_picture
+from editar.edit import edit
+from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError
+from editar.runtime.entry import load_config
+from editar.runtime.files import load_weights, save_weights, write_text
+from editar.runtime.lock import sole_run
+from editar.sampling.pipeline import EditPipeline
+from editar.tables.scores import load_evaluation
+from editar.weights.read import read_file
+from editar.weights.run_checkpoint import damage
+from tests.helpers.tiny import ROOT, run_module
+
+
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("precious")
+    run.mkdir()
+    (run / "running.lock").symlink_to(precious)
+    with pytest.raises(ConfigError, match=r"running\.lock: not a plain file; remove it"), sole_run(run):
+        pass
+    (run / "running.lock").unlink()
+    os.mkfifo(run / "running.lock")
+    with pytest.raises(ConfigError, match=r"running\.lock: not a plain file"), sole_run(run):
+        pass
+    (run / ".config.yaml.part").symlink_to(precious)
+    write_text(run / "config.yaml", "mine")
+    assert precious.read_text() == "precious" and (run / "config.yaml").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        write_text(tmp_path / "scores.json", "{}")
+    assert told.value.filename == str(tmp_path / "scores.json") and "is a folder" in str(told.value.strerror)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.safetensors"])
+def test_one_flipped_bit_of_a_run_is_noticed(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "codes"))
+    content = bytearray((folder / name).read_bytes())
+    content[-5] ^= 4
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"its tensors are not as they were written, the file is damaged"):
+        EditPipeline.from_pretrained(folder)
+
+
+def test_weights_of_others_have_no_checksum(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
+    assert torch.equal(load_weights(tmp_path / "a.safetensors")["a"], torch.ones(3))
+    odd = {"half": torch.ones(2, dtype=torch.bfloat16), "flag": torch.tensor(True), "none": torch.zeros(0)}
+    save_weights(odd, tmp_path / "b.safetensors")
+    assert load_weights(tmp_path / "b.safetensors").keys() == odd.keys()
+
+
+def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"model": {"a": torch.randn(1000)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        entry = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+    content = bytearray(path.read_bytes())
+    content[entry.header_offset + 200 + entry.file_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"truncated or damaged .*data/0"):
+        read_file(path)
+
+
+def test_yaml_that_grows_without_end(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"config\.yaml: damaged \(aliases are not read"):
+        from_yaml(TrainConfig, tmp_path / "config.yaml")
+
+
+def test_a_checkpoint_with_a_pipe_in_it(tmp_path: Path) -> None:
+    (tmp_path / "step_0000001").mkdir()
+    os.mkfifo(tmp_path / "step_0000001" / "state.json")
+    assert damage(tmp_path / "step_0000001") == "state.json is not a plain file"
+
+
+def test_values_that_are_none() -> None:
+    for changes, message in (
+        ({"cfg_scale": 1e308}, r"sampling\.cfg_scale=1e\+308 must be at most"),
+        ({"greedy": 7}, r"sampling\.greedy=7 is neither true nor false"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            override(SamplingConfig(), changes, "sampling")
+    with pytest.raises(ConfigError, match="Config group override must be"):
+        load_config(EditConfig, "edit", ["text=null"])
+    with pytest.raises(ConfigError) as told:
+        load_config(EditConfig, "edit", ["k" * 3000 + "=1"])
+    assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("methods", ["{}", "[1]", '{"ours": {"rows": [{"instruction": "x"}]}}', '{"ours": 3}'])
+def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
+    head = '{"benchmark": "b", "protocol": "p", "root": "", "columns": [], "missing_columns": {}, "judges": {}, '
+    (tmp_path / "scores.json").write_text(f'{head}"methods": {methods}}}')
+    with pytest.raises(BenchmarkError, match=r"not a scores\.json of this version"):
+        load_evaluation(tmp_path)
+
+
+def test_a_cached_picture_that_is_none() -> None:
+    with pytest.raises(DataError, match=r"a cached picture is damaged .* make them anew"):
+        unpack_picture(b"junk")
+
+
+def test_an_output_that_is_a_dangling_link_is_not_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+    (tmp_path / "out.png").symlink_to(tmp_path / "nowhere.png")
+    given = [f"image={tmp_path / 'photo.png'}", "instruction=x", f"checkpoint={tiny_run}", f"output={tmp_path}/out.png"]
+    with pytest.raises(ConfigError, match=r"out\.png exists; give another output"):
+        edit(load_config(EditConfig, "edit", given))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("plan_gpus", ["gpt=zzz"], "plan_gpus: "),
+        ("inspect_speed", ["checkpoint=x", "--batch", "0"], "argument --batch: 0 is less than 1"),
+        ("report", ["x", "--pictures", "-1"], "argument --pictures: -1 is less than 0"),
+        ("figure_examples", ["x", "--draws", "0"], "argument --draws: 0 is less than 1"),
+    ],
+)
+def test_scripts_name_impossible_arguments(script: str, arguments: list[str], message: str) -> None:
+    done = run_module(f"scripts/{script}.py", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "2"}, {"RANK": "5", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"},
+     {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}],
+)  # fmt: skip
+def test_impossible_torchrun_environments(environment: dict[str, str]) -> None:
+    code = (
+        "from editar.runtime.distributed import distributed\n"
+        "try:\n    distributed('cpu').__enter__()\n"
+        "except Exception as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("ConfigError") and "start with torchrun" in done.stdout, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1
