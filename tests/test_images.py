@@ -11,7 +11,10 @@ from PIL import Image
 
 from editar.errors import ImageError, ImageTooLarge
 from editar.images import (
+    FONT,
+    LINES,
     batch_to_tensor,
+    captioned_sheet,
     load_image,
     picture_format,
     preprocess,
@@ -149,3 +152,10 @@ def test_content_instead_of_a_file(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(load_image(content)), np.asarray(load_image(tmp_path / "a.png")))
     with pytest.raises(ImageError, match="pipe row 7: not a readable image"):
         load_image(content[:60], name="pipe row 7")
+
+
+def test_long_texts_under_pictures_end_in_dots_and_fit() -> None:
+    words = "replace the small dog by a very large and rather friendly elephant " * 9
+    sheet = captioned_sheet([np.full((20, 392, 3), 255, np.uint8)], [words])
+    assert sheet.shape == (20 + LINES * (FONT + 4) + 4, 392, 3)
+    assert sheet.min() < 100 and (sheet[:, -1] == 255).all() and (sheet[-1] == 255).all()

@@ -268,9 +268,12 @@ def test_without_diffusers_the_extra_is_named(weights: Path, tmp_path: Path, mon
         (["baseline=magicbrush", "benchmark=nano"], "MagicBrush is for pie_bench, not benchmark=nano"),
         (
             ["baseline=magicbrush", "benchmark=pie_bench", "checkpoint=x"],
-            "baseline takes neither checkpoint nor sampling",
+            "baseline takes neither checkpoint nor lora nor sampling",
         ),
-        (["baseline=magicbrush", "benchmark=pie_bench", "+sampling.top_k=1"], "neither checkpoint nor sampling"),
+        (
+            ["baseline=magicbrush", "benchmark=pie_bench", "+sampling.top_k=1"],
+            "neither checkpoint nor lora nor sampling",
+        ),
         (["benchmark=pie_bench"], "stage=all needs checkpoint=FOLDER or baseline=NAME"),
         (["baseline=magicbrush", "benchmark=pie_bench", "baseline.steps=0"], "baseline.steps=0 must be at least 1"),
         (
@@ -336,7 +339,9 @@ def test_dropped_conditions_of_the_fine_tuning(weights: Path) -> None:
 
     def loss(text: str, source: torch.Tensor) -> float:
         torch.manual_seed(3)
-        batch = Batch(np.arange(1, dtype=np.uint64), ["t"], ["i"], [text], source, pictures[:1], None, None, [])
+        batch = Batch(
+            np.arange(1, dtype=np.uint64), ["t"], ["i"], [text], source[None], pictures[:1], None, None, None, []
+        )
         return float(train_instruct_pix2pix.noise_loss(pipe, pipe.unet, noise, batch, cfg).detach())
 
     dropped = loss("make it red", pictures[1:2])

@@ -158,7 +158,7 @@ def test_random_weights_accept_nothing(edits: Edits) -> None:
     few = replace(few, model=model)
     engine = Engine(model)
     assert torch.equal(engine.generate(few.source, few.text, replace(few.cfg, window=8), few.seeds()), few.plain())
-    assert engine.stats.codes_per_pass < 1.3
+    assert engine.stats.codes_per_pass < 1.5
 
 
 def first_differences(edits: Edits, plain: torch.Tensor, other: torch.Tensor) -> list[float]:

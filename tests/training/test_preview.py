@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from editar.images import FONT, LINES
 from editar.sampling.pipeline import EditPipeline
-from editar.training.preview import FONT, caption, wrapped, write_preview
+from editar.training.preview import write_preview
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -20,19 +21,11 @@ def test_every_sample_is_there_with_its_instruction(tiny_run: Path, tmp_path: Pa
     texts = ["make the red circle blue", "add a cat " * 40, ""][:count]
     file = write_preview(pipeline, codes, codes, texts, [str(i) for i in range(count)], tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(file).convert("L"))
-    width, most = 3 * 128 + 2 * 4, max(len(wrapped(text, 3 * 128 + 2 * 4)) for text in texts)
-    height = 128 + len(caption([], width, most))
+    width = 3 * 128 + 2 * 4
+    height = 128 + (FONT + 4) * (LINES if count > 1 else 1) + 4
     lines, columns = (count + 1) // 2, min(count, 2)
     assert sheet.shape == (lines * height + (lines - 1) * 4, columns * width + (columns - 1) * 4)
     first = sheet[128:height, :width]
     assert first.min() < 100 and 0.01 < (first < 128).mean() < 0.5  # letters on white
     if count == 3:  # the third, without words, stands beside the first, and nothing beside the second
         assert (sheet[128:height, width + 4 :] == 255).all() and (sheet[height + 4 :, width + 4 :] == 255).all()
-
-
-def test_long_instructions_end_in_dots_and_fit() -> None:
-    lines = wrapped("replace the small dog by a very large and rather friendly elephant " * 9, 392)
-    assert len(lines) == 3 and lines[-1].endswith(" ...")
-    picture = caption(lines, 392, 3)
-    assert picture.shape == (3 * (FONT + 4) + 4, 392, 3)
-    assert (picture[:, -1] == 255).all() and (picture[-1] == 255).all()

@@ -63,7 +63,7 @@ def test_training_reads_them(kind: str, tmp_path: Path) -> None:
     prepare(Request(kind, str(tmp_path / "raw"), tmp_path / "out", split, workers=1))
     cfg = SourceConfig(kind=kind, path=str(tmp_path / "out"))
     source = Source(kind, cfg, DataConfig(heldout_samples=2, sources={kind: cfg}))
-    assert len(source) == 4
+    assert (len(source), source.heldout) == (5, 1)
     pair = source.pair(2)
     instruction = miniature._plan("recolour", 2).instruction
     wanted = [instruction, f"please {instruction}", f"{instruction} now"][: 3 if kind == "omniedit" else 1]
