@@ -41,13 +41,21 @@ def to_dataclass(cls: type[T], cfg: DictConfig | dict[str, Any]) -> T:
     return result
 
 
+ALIASES = 32  # in a file; third_party/weights.yaml has some
+
+
 class OncePerKey(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML takes the last one silently, and aliases, by which a short file
-    can stand for an endless one."""
+    """Refuses a key that is given twice, of which YAML takes the last one silently, and more than ALIASES aliases, by
+    which a short file can stand for an endless one."""
+
+    aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
+            self.aliases += 1
+            if self.aliases > ALIASES:
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, f"more than {ALIASES} aliases", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

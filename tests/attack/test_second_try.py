@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path: Path) -> None:
 def test_yaml_that_grows_without_end(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=r"config\.yaml: damaged \(aliases are not read"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: damaged \(more than 32 aliases"):
         from_yaml(TrainConfig, tmp_path / "config.yaml")
 
 
