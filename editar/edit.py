@@ -25,7 +25,7 @@ LARGEST_COMPARED = 1024  # pixels of a picture's longer side in the comparison
 
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the picture(s) and, where there are several or a source, all of them in one row. Returns the files."""
-    if cfg.edits is not None or (cfg.image is not None and Path(cfg.image).is_dir()):
+    if cfg.edits is not None or (cfg.image is not None and os.path.isdir(cfg.image)):
         from editar.generation.edit_list import edit_many
 
         return edit_many(cfg, load(cfg))
@@ -91,7 +91,7 @@ def outputs(cfg: EditConfig) -> tuple[list[Path], Path | None, Path | None]:
     picture_format(comparison)
     compared = cfg.image is not None or cfg.num_samples > 1
     taken = [name for name in (*names, *[made] * cfg.from_photo, *[comparison] * compared) if os.path.lexists(name)]
-    given = [path for path in (cfg.image, cfg.mask) if path is not None and Path(path).exists()]
+    given = [path for path in (cfg.image, cfg.mask) if path is not None and os.path.exists(path)]
     if same := [name for name in taken if name.exists() and any(name.samefile(path) for path in given)]:
         raise ConfigError(f"{same[0]} is read, and never replaced; give another output=...")
     if taken and not cfg.overwrite:

@@ -7,6 +7,7 @@ sampling scripts (truncation, not rounding, to uint8).
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def load_image(source: str | Path | bytes, name: str | None = None, official: bo
     begins with `name` (default: the path).
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    if not isinstance(source, bytes) and not os.path.isfile(source):  # False for impossible names too
         raise ImageError(f"{name}: no such image file")
     try:
         with warnings.catch_warnings():
