@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from editar.config import AppConfig
 from editar.config.data import CONDITION_SOURCES
@@ -36,6 +36,19 @@ class StoppedByUser(Exception):
     """Nobody waits for this edit any more."""
 
 
+class Asked(NamedTuple):
+    """What the page's fields say when an edit is started; `file` is the upload, `drawn` the mask editor's value."""
+
+    file: str | None
+    task: str
+    from_photo: bool
+    instruction: str
+    drawn: dict[str, Any] | None
+    cfg_scale: float
+    seed: float
+    samples: float
+
+
 class Desk:
     """What the page's buttons do, one edit at a time."""
 
@@ -43,18 +56,9 @@ class Desk:
         self.cfg, self.pipeline = cfg, pipeline
         self.worker = ThreadPoolExecutor(1)  # the pipeline's buffers serve one call at a time
 
-    def edits(
-        self,
-        file: str | None,
-        task: str,
-        from_photo: bool,
-        instruction: str,
-        drawn: dict[str, Any] | None,
-        cfg_scale: float,
-        seed: float,
-        samples: float,
-    ) -> Iterator[tuple[Shown, str]]:
-        """Source and results with their captions, and what is going on. Raises gradio.Error for a mistake.
+    def edits(self, *given: Any) -> Iterator[tuple[Shown, str]]:
+        """The page's values, in the order of `Asked` -> source and results with their captions, and what is going on.
+        Raises gradio.Error for a mistake.
 
         The first items tell the progress, with nothing to show yet.
         """
@@ -67,14 +71,14 @@ class Desk:
             if stop.is_set():
                 raise StoppedByUser
 
-        total = int(samples) * self.pipeline.gpt.cfg.image_tokens
-        given = (file, task, from_photo, instruction, drawn, cfg_scale, int(seed), int(samples))
-        working: Future[Shown] = self.worker.submit(self._edit, *given, count)
+        asked = Asked(*given)
+        total = int(asked.samples) * self.pipeline.gpt.cfg.image_tokens
+        working: Future[Shown] = self.worker.submit(self._edit, asked, count)
         try:
             while not working.done():
                 yield [], f"{accepted[0]} of {total} codes accepted"
                 stop.wait(0.2)
-            yield working.result(), f"{total} codes accepted, seed {int(seed)}"
+            yield working.result(), f"{total} codes accepted, seed {int(asked.seed)}"
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from None
         except Exception as error:
@@ -83,51 +87,40 @@ class Desk:
         finally:
             stop.set()
 
-    def _edit(
-        self,
-        file: str | None,
-        task: str,
-        from_photo: bool,
-        instruction: str,
-        drawn: dict[str, Any] | None,
-        cfg_scale: float,
-        seed: int,
-        samples: int,
-        count: Any,
-    ) -> Shown:
+    def _edit(self, asked: Asked, count: Callable[[int], None]) -> Shown:
         from editar.images import load_image
 
-        if not instruction.strip():
+        if not asked.instruction.strip():
             raise ConfigError("say in words what to change")
         picture: Image.Image | None = None
-        text: str | None = instruction
-        if task != TEXT_ALONE:
-            if file is None:
+        text: str | None = asked.instruction
+        if asked.task != TEXT_ALONE:
+            if asked.file is None:
                 raise ConfigError("upload a picture first, or choose the task 'text alone'")
-            picture = load_image(file, Path(file).name)
-        if picture is not None and task != "edit":
-            picture, text = self._condition(task, picture, instruction, from_photo)
+            picture = load_image(asked.file, Path(asked.file).name)
+        if picture is not None and asked.task != "edit":
+            picture, text = self._condition(asked, picture)
+        edits = asked.task == "edit"
         results = self.pipeline(
             picture,
             text,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            num_samples=samples,
-            mask=strokes_of(drawn, picture.size) if picture is not None and task == "edit" else None,
-            fit="restore" if task == "edit" else "square",
+            cfg_scale=asked.cfg_scale,
+            seed=int(asked.seed),
+            num_samples=int(asked.samples),
+            mask=strokes_of(asked.drawn, picture.size) if picture is not None and edits else None,
+            fit="restore" if edits else "square",
             progress=count,
         )
-        shown = [] if picture is None else [(picture, "source" if task == "edit" else task)]
-        return [*shown, *((result, f"result {i}" if samples > 1 else "result") for i, result in enumerate(results, 1))]
+        shown = [] if picture is None else [(picture, "source" if edits else asked.task)]
+        many = len(results) > 1
+        return [*shown, *((result, f"result {i}" if many else "result") for i, result in enumerate(results, 1))]
 
-    def _condition(
-        self, task: str, picture: Image.Image, caption: str, from_photo: bool
-    ) -> tuple[Image.Image, str | None]:
+    def _condition(self, asked: Asked, picture: Image.Image) -> tuple[Image.Image, str | None]:
         from editar.evaluation.translation.conditions import condition_of, prompted
 
-        if from_photo:
-            picture = condition_of(task, picture, self.pipeline.cfg, self.cfg.networks, self.pipeline.device)
-        return picture, prompted(task, caption, self.pipeline.cfg)
+        if asked.from_photo:
+            picture = condition_of(asked.task, picture, self.pipeline.cfg, self.cfg.networks, self.pipeline.device)
+        return picture, prompted(asked.task, asked.instruction, self.pipeline.cfg)
 
 
 def strokes_of(drawn: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray | None:

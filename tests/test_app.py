@@ -197,3 +197,5 @@ def test_two_people_at_once(page: gradio.Blocks, desk: Desk) -> None:
             press(window, "edit")
         for window in windows:
             window.get_by_text("64 codes accepted, seed").wait_for()
+            expect(window.locator(".grid-container img, .gallery-item img")).to_have_count(2)
+            assert "Traceback" not in window.content()

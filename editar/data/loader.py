@@ -132,7 +132,8 @@ class Reader:
         reverse, instruction = found.texts.choose(direction, wording)
         both = (found.target, found.source) if reverse else (found.source, found.target)
         source, target = (value.astype(np.int64) for value in both)
-        images = len(source) // len(target)
+        if (images := len(source) // len(target)) > self.images:
+            raise DataError(f"{found.id} has {images} source pictures, this run reads data.images={self.images}")
         source = np.pad(source, (0, self.images * len(target) - len(source)))
         stored, picture = found.source_picture if reverse else found.target_picture, None
         if self.prepare and found.features is None and stored is not None:
