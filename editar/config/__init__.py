@@ -10,7 +10,8 @@ from __future__ import annotations
 from editar.config.baseline import BaselineConfig
 from editar.config.compose import explain, from_yaml, literal, override, read_yaml, to_dataclass, to_yaml
 from editar.config.data import DataConfig, DropConfig, NanoDataConfig, PicturesConfig, SourceConfig
-from editar.config.entries import FITS, AppConfig, EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig
+from editar.config.editing import FITS, AppConfig, EditConfig
+from editar.config.entries import EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
 from editar.config.fields import check_choice, is_open, is_text
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from editar.config.fields import setting
 from editar.errors import ConfigError
 
+NANO_KINDS = ("nano", "nano_pairs")  # drawn, from no files
 KINDS = (
-    *("nano", "nano_pairs", "pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder"),
+    *NANO_KINDS,
+    *("pipe", "seed_unsplash", "multigen_depth", "multigen_canny", "cocostuff", "folder"),
     *("magicbrush", "ultraedit", "omniedit", "webdataset"),
 )
 CONDITION_SOURCES = {"depth": "multigen_depth", "canny": "multigen_canny", "segmentation": "cocostuff"}  # task -> kind
@@ -60,7 +62,7 @@ class SourceConfig:
             raise ConfigError(f"{key}.weight={self.weight:g} must be positive; drop a source with ~{key}")
         if self.prompt.count("{}") != 1:
             raise ConfigError(f"{key}.prompt={self.prompt!r} needs the place of the row's text, {{}}, exactly once")
-        if self.kind not in ("nano", "nano_pairs") and not self.path:
+        if self.kind not in NANO_KINDS and not self.path:
             raise ConfigError(
                 f"{key}.path is null; give the folder that scripts/prepare_data.py made, or drop the source with ~{key}"
             )

@@ -17,7 +17,6 @@ from editar.errors import DataError
 from editar.runtime.files import parse_json
 
 KEYS = ("source", "target", "instruction")
-PICTURES = KEYS[:2]
 
 
 class FolderTable:

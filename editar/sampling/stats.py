@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from editar.sampling.blocks import FastGPT
-from editar.sampling.cache import SharedCache
+from editar.sampling.engine.blocks import FastGPT
+from editar.sampling.engine.cache import SharedCache
 
 
 @dataclass(frozen=True)

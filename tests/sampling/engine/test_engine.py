@@ -13,7 +13,7 @@ from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.sampling.decode import SampleSeeds, generate, generate_parallel
 from editar.sampling.engine import Engine
-from editar.sampling.linear import PackedLinear, pick_linear
+from editar.sampling.engine.linear import PackedLinear, pick_linear
 from editar.sampling.stats import copy_bandwidth
 
 ROPES = {
@@ -194,7 +194,7 @@ def test_another_shape_or_setting_replaces_the_buffers(gpt: GPT) -> None:
 
 @pytest.mark.parametrize("settings", ["greedy", "drawn"])
 def test_packed_weights_write_the_same_codes(gpt: GPT, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
+    monkeypatch.setattr("editar.sampling.engine.linear.PACK_FROM", 0)
     assert pick_linear(gpt.output.weight, compiles=False, int8=False) is PackedLinear
     for images in (1, 3):  # fewer and, in wide passes, more rows than a packed product takes
         fast, plain = both(gpt, images, replace(SETTINGS[settings], window=15))
@@ -203,7 +203,7 @@ def test_packed_weights_write_the_same_codes(gpt: GPT, settings: str, monkeypatc
 
 def test_weights_that_change_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed copies of the weights would go on answering for the old model."""
-    monkeypatch.setattr("editar.sampling.linear.PACK_FROM", 0)
+    monkeypatch.setattr("editar.sampling.engine.linear.PACK_FROM", 0)
     model = small_gpt()
     engine, cfg = Engine(model), SETTINGS["greedy"]
     source, text = conditions(2)
@@ -261,7 +261,7 @@ def test_compiled_passes_write_the_same_codes(
     gpt: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], window: int | str, graphs: int
 ) -> None:
     """Window 1 has a graph for each of two buckets, every other width one; each serves both blocks."""
-    monkeypatch.setattr("editar.sampling.capture.BUCKETS", 2)
+    monkeypatch.setattr("editar.sampling.engine.capture.BUCKETS", 2)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from editar.runtime.log import say
-from editar.sampling.blocks import FastBlock
-from editar.sampling.session import Session
+from editar.sampling.engine.blocks import FastBlock
+from editar.sampling.engine.session import Session
 
 BUCKETS = 4  # passes of width 1 are prepared for this many lengths of target positions
 WIDTHS = (1, 8, 32)  # prepared where sampling.window=auto may choose

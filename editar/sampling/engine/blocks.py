@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from editar.models.gpt import GPT, Block
 from editar.models.rope import apply_rope, rope_table
-from editar.sampling.cache import BatchLayout, KVSegment, SharedCache, attend
-from editar.sampling.linear import Linear
+from editar.sampling.engine.cache import BatchLayout, KVSegment, SharedCache, attend
+from editar.sampling.engine.linear import Linear
 
 BlockStep = Callable[..., torch.Tensor]
 

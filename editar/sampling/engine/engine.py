@@ -19,15 +19,15 @@ import torch
 
 from editar.config import SamplingConfig
 from editar.models.gpt import GPT
-from editar.sampling.blocks import FastGPT
-from editar.sampling.cache import BatchLayout
-from editar.sampling.capture import WIDTHS as PREPARED_WIDTHS
-from editar.sampling.capture import Step, prepare_all, say_once
 from editar.sampling.decode import SampleSeeds, uniform_numbers
-from editar.sampling.linear import flushed_denormals, pick_linear
-from editar.sampling.session import Session
+from editar.sampling.engine.blocks import FastGPT
+from editar.sampling.engine.cache import BatchLayout
+from editar.sampling.engine.capture import WIDTHS as PREPARED_WIDTHS
+from editar.sampling.engine.capture import Step, prepare_all, say_once
+from editar.sampling.engine.linear import flushed_denormals, pick_linear
+from editar.sampling.engine.session import Session
+from editar.sampling.engine.window import AutoWindow, FixedWindow
 from editar.sampling.stats import Clock, GenerationStats, Pass, step_bytes
-from editar.sampling.window import AutoWindow, FixedWindow
 
 LONGEST_READ = 128  # known codes read at once; bounds the memory of their scores
 EAGER_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64)

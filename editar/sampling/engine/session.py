@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from editar.config import SamplingConfig
-from editar.sampling.blocks import BlockStep, FastBlock, FastGPT
-from editar.sampling.cache import BatchLayout, SharedCache
 from editar.sampling.decode import draw_tokens, filter_logits, guidance_scales, guide
+from editar.sampling.engine.blocks import BlockStep, FastBlock, FastGPT
+from editar.sampling.engine.cache import BatchLayout, SharedCache
 
 
 class Session:

@@ -10,9 +10,9 @@ import torch
 from editar.config import SamplingConfig
 from editar.models.gpt import GPT
 from editar.sampling.batching import in_batches
-from editar.sampling.cache import BatchLayout
 from editar.sampling.decode import SampleSeeds, generate
 from editar.sampling.engine import Engine
+from editar.sampling.engine.cache import BatchLayout
 from tests.helpers.cuda import allocated, no_waiting
 from tests.helpers.tiny_gpt import ROPES, config, model
 

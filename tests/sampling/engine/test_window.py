@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from editar.sampling.window import AutoWindow, FixedWindow
+from editar.sampling.engine.window import AutoWindow, FixedWindow
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 63)
 
