@@ -91,7 +91,7 @@ def outputs(cfg: EditConfig) -> tuple[list[Path], Path | None, Path | None]:
     picture_format(comparison)
     compared = cfg.image is not None or cfg.num_samples > 1
     taken = [name for name in (*names, *[made] * cfg.from_photo, *[comparison] * compared) if os.path.lexists(name)]
-    given = [path for path in (cfg.image, cfg.mask) if path is not None and os.path.exists(path)]
+    given = [path for path in (cfg.image, cfg.mask, *cfg.references) if path is not None and os.path.exists(path)]
     if same := [name for name in taken if name.exists() and any(name.samefile(path) for path in given)]:
         raise ConfigError(f"{same[0]} is read, and never replaced; give another output=...")
     if taken and not cfg.overwrite:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from editar.config import TrainConfig
+from editar.config import TokenizerTrainConfig, TrainConfig
 from editar.data import stream
 from editar.data.loader import Batch, DrawBatchSampler, batches
 from editar.errors import TrainingError
 from editar.runtime.device import send
-from editar.runtime.distributed import distributed
+from editar.runtime.distributed import Ranks, distributed
 from editar.runtime.files import check_run_folder, save_weights, write_run_folder
 from editar.runtime.lock import sole_run
 from editar.runtime.log import Costs, MetricLogger, say
@@ -46,13 +46,7 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
     if cfg.dry_run:
         dry_run(cfg)
         return folder
-    with ExitStack() as held:
-        stop = held.enter_context(StopSignals())
-        ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
-        if ranks.is_main:
-            held.enter_context(sole_run(folder))
-            check_run_folder(folder, cfg)
-        ranks.barrier()
+    with at_work(folder, cfg) as (stop, ranks):
         run = build_run(cfg, ranks, folder)
         start = run.start
         if ranks.is_main:
@@ -88,6 +82,20 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
         run.checkpointer.finish()
         logger.close()
     return folder
+
+
+@contextmanager
+def at_work(folder: Path, cfg: TrainConfig | TokenizerTrainConfig) -> Iterator[tuple[StopSignals, Ranks]]:
+    """Join the job's processes and hold the run folder for it; signals to stop are noted. Raises ConfigError for a
+    folder of another config, or one that another job has."""
+    with ExitStack() as held:
+        stop = held.enter_context(StopSignals())
+        ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
+        if ranks.is_main:
+            held.enter_context(sole_run(folder))
+            check_run_folder(folder, cfg)
+        ranks.barrier()
+        yield stop, ranks
 
 
 def due(step: int, every: int, last: int) -> bool:

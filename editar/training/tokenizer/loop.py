@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from editar.config import TokenizerTrainConfig
 from editar.data.pictures import PictureBatch
 from editar.errors import TrainingError
 from editar.images import contact_sheet, save_image, to_uint8
-from editar.runtime.distributed import distributed
-from editar.runtime.files import check_run_folder, some, write_json, write_run_folder
-from editar.runtime.lock import sole_run
+from editar.runtime.files import some, write_json, write_run_folder
 from editar.runtime.log import MetricLogger, say
-from editar.runtime.stop import Stopped, StopSignals
+from editar.runtime.stop import Stopped
 from editar.training.checkpoint import training_state, whole_weights
-from editar.training.loop import dropout_seed, due
+from editar.training.loop import at_work, dropout_seed, due
 from editar.training.optim import lr_factor, set_lr
 from editar.training.parallel import average_gradients
 from editar.training.tokenizer.build import FILE, TokenizerRun, build_tokenizer_run
@@ -40,13 +37,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
     is finished stays as it is. Raises TrainingError when the loss or the weights are not finite, Stopped when a signal
     asked it to leave early; everything is saved then."""
     folder = Path(cfg.output_dir)
-    with ExitStack() as held:
-        stop = held.enter_context(StopSignals())
-        ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
-        if ranks.is_main:
-            held.enter_context(sole_run(folder))
-            check_run_folder(folder, cfg)
-        ranks.barrier()
+    with at_work(folder, cfg) as (stop, ranks):
         if is_finished(folder, cfg):
             if ranks.is_main:
                 say(f"{folder} is finished: it holds model.safetensors of this config")

@@ -151,7 +151,7 @@ def test_known_codes_may_differ_from_image_to_image(gpt: GPT) -> None:
 
 
 def test_long_known_runs_are_read_in_pieces(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editar.sampling.engine.LONGEST_READ", 3)
+    monkeypatch.setattr("editar.sampling.engine.engine.LONGEST_READ", 3)
     source, _ = conditions(1)
     known_codes = torch.where(torch.arange(16) < 13, source, -1)
     fast, plain = both(gpt, 1, SETTINGS["greedy"], known_codes=known_codes)
