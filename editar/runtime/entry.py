@@ -175,6 +175,6 @@ def _tell(program: str, error: Exception, text: str, code: int = 2) -> NoReturn:
     if isinstance(error, LostProcess):
         time.sleep(20)
     elif os.environ.get("RANK", "0") != "0":
-        time.sleep(5)
+        time.sleep(15)  # the first may need long to leave on a busy machine
     say(f"{program}: {text}")
     raise SystemExit(code) from None
