@@ -77,17 +77,18 @@ def is_open(cls: Any, key: str) -> bool:
     return bool(name) and get_type_hints(cls).get(section) == dict[str, Any]
 
 
-def is_text(cls: Any, key: str) -> bool:
-    """Whether the dotted `key` of config class `cls` is free text, a path or a name, which may hold any letters."""
+def kind_of(cls: Any, key: str) -> tuple[Any, bool]:
+    """The type of the dotted `key` of config class `cls`, None for an unknown key, and whether its values are free
+    texts, paths or names, which may hold any letters."""
     kind, limits = cls, {}
     for part in key.split("."):
         if is_dataclass(kind):
             spec = next((spec for spec in fields(kind) if spec.name == part), None)
             if spec is None:
-                return False
+                return None, False
             kind, limits = get_type_hints(kind)[part], dict(spec.metadata)
         elif get_origin(kind) is dict:
             kind, limits = get_args(kind)[1], {}
         else:
-            return False
-    return limits.get("text", kind in (str, str | None) and "choices" not in limits)
+            return None, False
+    return kind, limits.get("text", kind in (str, str | None) and "choices" not in limits)

@@ -34,7 +34,7 @@ LARGE_GROUP = 64 << 20  # bytes; above, reading one row at random is slow
 MAX_OPEN = 16
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 REFERENCE = pa.struct([("shard", pa.int32()), ("row", pa.int32()), ("path", pa.string())])
-SPLIT_FILE = re.compile(r"(?:.*-)?(?P<split>[A-Za-z_]+)-\d{5}-of-\d{5}.*")
+SPLIT_FILE = re.compile(r"(?:.*-)?(?P<split>[A-Za-z_]+)-(?P<number>\d{5})-of-(?P<count>\d{5}).*")
 
 
 class Table:
@@ -205,15 +205,24 @@ def _saved_files(folder: Path) -> list[Path]:
     return files
 
 
-def of_split(names: list[str], split: str, origin: str | Path) -> list[str]:
-    """Those of the hub's `SPLIT-00000-of-00010*` files; all, where no file is named so."""
-    found = [SPLIT_FILE.fullmatch(Path(name).name) for name in names]
-    splits = sorted({match["split"] for match in found if match})
+def of_split(names: list[str], split: str, origin: str | Path, whole: bool = True) -> list[str]:
+    """Those of the hub's `SPLIT-00000-of-00010*` files; all, where no file is named so. Raises DataError where there
+    are none of the split, and unless `whole` is false where some are missing."""
+    found = {name: SPLIT_FILE.fullmatch(Path(name).name) for name in names}
+    splits = sorted({match["split"] for match in found.values() if match})
     if not splits:
         return names
     if split not in splits:
         raise DataError(f"{origin}: no split {split}; it holds {', '.join(splits)}")
-    return [name for name, match in zip(names, found, strict=True) if match and match["split"] == split]
+    chosen = {name: match for name, match in found.items() if match and match["split"] == split}
+    numbers = {int(match["number"]) for match in chosen.values()}
+    missing = set(range(max(int(match["count"]) for match in chosen.values()))) - numbers
+    if whole and missing:
+        raise DataError(
+            f"{origin}: {len(missing)} files of split {split} are missing, first number {min(missing):05d}; download "
+            f"them, or prepare those that are there: scripts/prepare_data.py ... --files 0:{len(chosen)}"
+        )
+    return list(chosen)
 
 
 def revision_of(files: Sequence[Path], root: Path) -> str:

@@ -85,7 +85,8 @@ def generate_results(
             outputs = editor(sources, [texts[i] for i in part], [jobs[i].id for i in part])
             for i, output in zip(part, outputs, strict=True):
                 for kind, picture in rendered(output, jobs[i].size or editor.size, renderings).items():
-                    save_stamped(picture, folder / kind / f"{jobs[i].name}.png", made.stamp)
+                    name = f"{kind}/{jobs[i].name}.png"
+                    save_stamped(picture, folder / name, f"{made.stamp} {name}")
             bar.update(len(part))
     note_cost(folder, ranks.gather(editor.cost()) if mine or ranks.size > 1 else [], ranks)
     ranks.barrier()

@@ -1,8 +1,8 @@
 """Which run made a results folder, and every picture in it.
 
 FOLDER/manifest.json    what the pictures depend on: weights, settings, sources, instructions
-FOLDER/images/NAME.png  carries the manifest's checksum in a text chunk, so that a picture of another run
-                        that was copied in is noticed
+FOLDER/images/NAME.png  carries the manifest's checksum and its own name in a text chunk, so that a picture of
+                        another run that was copied in, or one under another's name, is noticed
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ResultManifest:
 
     @property
     def stamp(self) -> str:
+        """The checksum; the stamp of a picture is this, a space and KIND/NAME.png."""
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -44,16 +45,23 @@ class ResultManifest:
         return {key: value for key, value in self.values.items() if key != "instructions"}
 
     def check(self, pictures: Iterable[Path]) -> None:
-        """Every picture was made under this manifest. Raises BenchmarkError that counts and names the
+        """Every picture was made under this manifest and this name. Raises BenchmarkError that counts and names the
         others, ImageError for a file that is no picture."""
-        found = {path: read_stamp(path) for path in pictures}
-        wrong = [path for path, stamp in found.items() if stamp != self.stamp]
+        found = {path: (read_stamp(path) or "").partition(" ") for path in pictures}
+        wrong = {path: self._wrong(path, run, name) for path, (run, _, name) in found.items()}
+        wrong = {path: why for path, why in wrong.items() if why}
         if wrong:
-            other = "was made by another run" if found[wrong[0]] else "carries no stamp of the run that made it"
+            first, why = next(iter(wrong.items()))
             raise BenchmarkError(
-                f"{len(wrong)} of {len(found)} pictures do not belong to {self.file}: first {wrong[0]}, which {other}; "
+                f"{len(wrong)} of {len(found)} pictures do not belong to {self.file}: first {first}, which {why}; "
                 "remove them and let stage=generate make them again"
             )
+
+    def _wrong(self, path: Path, run: str, name: str) -> str:
+        """Why a picture with this stamp is not the manifest's; empty if it is. Older stamps have no name."""
+        if run != self.stamp:
+            return "was made by another run" if run else "carries no stamp of the run that made it"
+        return "" if path.as_posix().endswith(name) else f"was made as {name}"
 
 
 def read_result_manifest(source: Path) -> ResultManifest | None:

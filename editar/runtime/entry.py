@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
 
-from editar.config import CONFIG_DIR, explain, is_open, is_text, literal, to_dataclass
+from editar.config import CONFIG_DIR, explain, is_open, kind_of, literal, to_dataclass
 from editar.errors import ConfigError, LostProcess, UserError, one_line
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
@@ -56,13 +56,16 @@ def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
     its quotes. A key of an open section needs no plus sign. Raises ConfigError for `???`, which OmegaConf cannot hold,
-    and for a value without a key."""
+    for a value without a key, and for a number where OmegaConf would take any as true."""
     key, given, text = override.partition("=")
     if given and not key.strip("+~"):
         raise ConfigError(f"{override}: a setting is KEY=VALUE")
     if given and is_open(cls, key):
         return f"++{override}"
-    if not given or not is_text(cls, key.lstrip("+")) or text == "null":
+    kind, free_text = kind_of(cls, key.lstrip("+"))
+    if given and bool in (get_args(kind) or [kind]) and text.lower() not in ("true", "false", "null"):
+        raise ConfigError(f"{override}: neither true nor false")
+    if not given or not free_text or text == "null":
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them
         return override
@@ -151,6 +154,10 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8, and is printed as it is
     try:
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # which MKL answers by ending the process
+            raise ConfigError("the working directory does not exist any more; change to one that does") from None
         yield told
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":

@@ -17,7 +17,8 @@ from PIL import Image
 from editar.config import EditConfig, SamplingConfig, TrainConfig, from_yaml, override
 from editar.data.codes import unpack_picture
 from editar.edit import edit
-from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError
+from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError, ImageError
+from editar.images import load_image
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights, save_weights, write_text
 from editar.runtime.lock import sole_run
@@ -105,6 +106,9 @@ def test_values_that_are_none() -> None:
             override(SamplingConfig(), changes, "sampling")
     with pytest.raises(ConfigError, match="Config group override must be"):
         load_config(EditConfig, "edit", ["text=null"])
+    for value in ("int8=2", "compile=1", "overwrite=yes", "sampling.greedy=7"):
+        with pytest.raises(ConfigError, match=f"{value}.* neither true nor false"):
+            load_config(EditConfig, "edit", ["checkpoint=x", "image=x", "instruction=x", value])
     with pytest.raises(ConfigError) as told:
         load_config(EditConfig, "edit", ["k" * 3000 + "=1"])
     assert len(str(told.value)) < 400
@@ -121,6 +125,23 @@ def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
 def test_a_cached_picture_that_is_none() -> None:
     with pytest.raises(DataError, match=r"a cached picture is damaged .* make them anew"):
         unpack_picture(b"junk")
+
+
+def test_a_picture_of_no_numbers(tmp_path: Path) -> None:
+    values = np.full((8, 8), np.nan, np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match=r"a\.tiff: none of its pixels is a finite number"):
+        load_image(tmp_path / "a.tiff")
+    values[0, 0] = 1
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    assert load_image(tmp_path / "a.tiff").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    code = "import os\nos.rmdir(os.getcwd())\nfrom editar.edit import main\nmain()"
+    command, environment = [sys.executable, "-c", code, "image=x"], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "the working directory does not exist any more" in done.stderr
 
 
 def test_an_output_that_is_a_dangling_link_is_not_replaced(tiny_run: Path, tmp_path: Path) -> None:

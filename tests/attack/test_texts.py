@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from editar.config import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig, is_text, to_dataclass, to_yaml
+from editar.config import EditConfig, EvalConfig, TokenizerTrainConfig, TrainConfig, kind_of, to_dataclass, to_yaml
 from editar.errors import ConfigError
 from editar.runtime.entry import compose, load_config
 
@@ -50,7 +50,7 @@ SPECIAL = {"prompt", "results", "data.sources.nano.prompt"}  # which have forms 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_random_texts(entry: str) -> None:
     cls = ENTRIES[entry]
-    keys = [key for key in text_keys(cls) if is_text(cls, key) and key not in SPECIAL]
+    keys = [key for key in text_keys(cls) if kind_of(cls, key)[1] and key not in SPECIAL]
     keys += ["data.sources.nano.path"] if entry == "train" else []
     lists = {key: strings(number) for number, key in enumerate(keys)}
     for index in range(STRINGS):

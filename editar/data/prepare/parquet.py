@@ -171,7 +171,8 @@ def list_inputs(request: Request) -> list[Input | TarInput]:
         found = [Input(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]
     if not found:
         raise DataError(f"{request.origin}: no *.parquet in it; {request.source} is downloaded as parquet files")
-    chosen = set(request.choose(of_split([item.name for item in found], request.split, request.origin)))
+    names = of_split([item.name for item in found], request.split, request.origin, whole=request.files == ":")
+    chosen = set(request.choose(names))
     return [item for item in found if item.name in chosen]
 
 

@@ -167,6 +167,16 @@ def test_limit_and_files_take_a_part(tmp_path: Path) -> None:
             prepare(replace(asked, folder=tmp_path / "wrong", **changes))  # type: ignore[arg-type]
 
 
+def test_files_missing_from_a_set_are_told(tmp_path: Path) -> None:
+    raw = miniature.write_pipe(tmp_path / "raw", 12, files=4)
+    sorted(raw.rglob("*.parquet"))[1].unlink()
+    asked = request("pipe", raw, tmp_path / "out")
+    for refused in (lambda: prepare(asked), lambda: open_table(raw)):
+        with pytest.raises(DataError, match=r"1 files of split train are missing, first number 00001; .*--files 0:3"):
+            refused()
+    assert prepare(replace(asked, files="0:3"))["rows"] == 9
+
+
 def test_twice_does_nothing_twice(tmp_path: Path) -> None:
     raw = miniature.write_pipe(tmp_path / "raw", 6)
     asked = request("pipe", raw, tmp_path / "out")

@@ -215,6 +215,9 @@ def test_a_folder_of_ours_is_recognised_when_it_is_scored_elsewhere(tiny_run: Pa
     for stage in (["stage=score", f"results={out}"], [f"checkpoint={tiny_run}", "stage=generate"]):
         with pytest.raises(BenchmarkError, match=wrong.format(file.name)):
             evaluate(config(out, *stage))
+    file.write_bytes(last.read_bytes())
+    with pytest.raises(BenchmarkError, match=rf"1 of 6 .*first .*{file.name}, which was made as images/.*{last.name}"):
+        evaluate(config(tmp_path / "scores", "stage=score", f"results={out}"))
     file.write_bytes(own)
     Image.fromarray(np.asarray(Image.open(last))).save(last)
     with pytest.raises(BenchmarkError, match=rf"first .*{last.name}, which carries no stamp of the run"):
