@@ -57,7 +57,7 @@ def load_image(source: str | Path | bytes, name: str | None = None, official: bo
                 image.load()
                 if official:
                     return image.convert("RGB")
-                if image.mode == "F" and not any(np.isfinite(band).any() for band in _bands(image)):
+                if image.mode == "F" and not any(np.isfinite(np.asarray(band)).any() for band in _bands(image)):
                     raise ImageError(f"{name}: none of its pixels is a finite number")
                 ImageOps.exif_transpose(image, in_place=True)
     except ImageError:

@@ -122,7 +122,7 @@ class TokenizerTrainConfig:
     output_dir: str = may_change(MISSING)
     seed: int = setting(0, least=0)
     image_size: int = setting(64, least=1)
-    steps: int = setting(1500, least=1)
+    steps: int = may_change(1500, least=1)  # moves the end of a decaying learning rate, and of the restarts
     batch_size: int = setting(32, least=1)
     num_workers: int = may_change(2, least=0)
     log_every: int = may_change(20, least=1)

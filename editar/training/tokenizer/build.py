@@ -20,6 +20,7 @@ from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import load_state
 from editar.training.checkpoint import Checkpointer, NewestWeights, resume
+from editar.training.ema import Ema
 from editar.training.optim import make_optimizers
 from editar.training.tokenizer.losses import PatchDiscriminator, build_lpips
 from editar.weights.read import read_checkpoint
@@ -58,6 +59,7 @@ class TokenizerRun:
     trainee: Trainee
     optimizers: list[torch.optim.Optimizer]  # the tokenizer's
     adversary: torch.optim.Optimizer | None  # the discriminator's
+    ema: Ema | None
     lpips: nn.Module | None
     pictures: PictureStream | None  # None: the nano world
     bad_pictures: BadRows
@@ -136,13 +138,14 @@ def build_tokenizer_run(cfg: TokenizerTrainConfig, ranks: Ranks, folder: Path) -
         trainee=trainee,
         optimizers=make_optimizers(trainee.tokenizer, cfg.optim),
         adversary=adversary,
+        ema=Ema(trainee, cfg.optim.ema_decay) if cfg.optim.ema_decay else None,
         lpips=build_lpips(str(cfg.lpips_weights)).to(device) if cfg.lpips_weight > 0 else None,
         pictures=pictures,
         bad_pictures=BadRows(cfg.data.max_bad_share),
         checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, 0, False, FILE),
     )
     newest = latest_checkpoint(folder)
-    run.start = resume(folder, trainee, run.begun(step_of(newest) if newest else 0), None, ranks, FILE)
+    run.start = resume(folder, trainee, run.begun(step_of(newest) if newest else 0), run.ema, ranks, FILE)
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -57,11 +58,12 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
                 logger.log(done, values, cfg.batch_size)
             if due(done, cfg.eval_every, cfg.steps) and not stopping:
                 check_finite(run, done)
-                logger.log(done, measure(run))
+                with run.ema.swapped() if run.ema is not None else nullcontext():
+                    logger.log(done, measure(run))
             if due(done, cfg.save_every, cfg.steps) or stopping:
                 check_finite(run, done)
-                state = training_state(run.trainee, run.begun(done), None)
-                run.checkpointer.save(done, state, whole_weights(run.trainee, None, ranks, FILE))
+                state = training_state(run.trainee, run.begun(done), run.ema)
+                run.checkpointer.save(done, state, whole_weights(run.trainee, run.ema, ranks, FILE))
                 logger.pause()
             if stopping:
                 raise Stopped(f"told to stop ({stop.asked or 'another process'}); saved step {done} in {folder}")
@@ -122,6 +124,8 @@ def train_tokenizer_step(run: TokenizerRun, batch: PictureBatch, step: int, stop
     torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
     for optimizer in run.optimizers:
         optimizer.step()
+    if run.ema is not None:
+        run.ema.update()
     if step >= cfg.gan_start:
         values |= teach_discriminator(run, images, recon.detach())
     counts = run.trainee.counts

@@ -169,7 +169,8 @@ def test_a_resumed_tokenizer_equals_an_uninterrupted_one(own: bool, tmp_path: Pa
     """With a discriminator that begins after the checkpoint, k-means before it and dropout."""
     common = ["steps=6", "save_every=3", "gan_weight=0.1", "gan_start=4", "tokenizer.dropout=0.1"]
     if own:
-        common = [*own_pictures(f"data.path={write_pictures(tmp_path / 'pictures')}"), *common, "gan_adaptive=true"]
+        path = f"data.path={write_pictures(tmp_path / 'pictures')}"
+        common = [*own_pictures(path), *common, "gan_adaptive=true", "optim.ema_decay=0.5"]
     else:
         common += ["kmeans_at=1", "restart_every=2"]
     whole = train_tokenizer(tiny(tmp_path / "whole", *common))
@@ -181,6 +182,27 @@ def test_a_resumed_tokenizer_equals_an_uninterrupted_one(own: bool, tmp_path: Pa
     assert all(torch.equal(a[key], b[key]) for key in a)
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_a_finished_tokenizer_goes_on_when_steps_are_raised(tmp_path: Path) -> None:
+    path = f"data.path={write_pictures(tmp_path / 'pictures')}"
+    common = [*own_pictures(path), "optim.schedule=constant", "restart_every=0"]
+    whole = train_tokenizer(tiny(tmp_path / "whole", *common, "steps=4"))
+    for steps in (2, 4):
+        stretched = train_tokenizer(tiny(tmp_path / "stretched", *common, f"steps={steps}"))
+    a, b = state(whole), state(stretched)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_average_of_the_weights_is_saved(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    path = f"data.path={write_pictures(tmp_path / 'pictures')}"
+    common = [*own_pictures(path), "optim.schedule=constant", f"tokenizer.weights={tiny_tokenizer}"]
+    one, two = (state(train_tokenizer(tiny(tmp_path / str(steps), *common, f"steps={steps}"))) for steps in (1, 2))
+    average = state(train_tokenizer(tiny(tmp_path / "average", *common, "steps=2", "optim.ema_decay=0.75")))
+    start, name = state(tiny_tokenizer), "decoder.conv_out.weight"
+    assert not torch.equal(one[name], start[name])
+    expected = 0.75 * (0.75 * start[name] + 0.25 * one[name]) + 0.25 * two[name]
+    torch.testing.assert_close(average[name], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.multiprocess
