@@ -148,8 +148,9 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], em
 
     Learning rates and the like are not in it; they come from the config.
     """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    own = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained |= {name for name, _ in model.named_buffers()}  # not what 8-bit layers add to theirs
+    own = {name: value for name, value in model.state_dict().items() if name in trained}
     state: State = {"model": own} | ({} if ema is None else {"ema": dict(ema.average)})
     for index, optimizer in enumerate(optimizers):
         state[f"optimizer_{index}"] = get_optimizer_state_dict(model, optimizer)["state"]

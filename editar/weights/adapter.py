@@ -145,7 +145,7 @@ def hold(gpt: GPT, base: str) -> None:
 
 
 def eight_bit(layer: nn.Linear) -> nn.Module:
-    """The layer as bitsandbytes multiplies it; its weights become 8-bit numbers where they are moved to a GPU."""
+    """The layer as bitsandbytes multiplies it; its weights become 8-bit numbers where they are moved to a device."""
     import bitsandbytes as bnb
 
     device = layer.weight.device

@@ -197,3 +197,14 @@ def test_new_words_are_named_and_can_be_added(
     assert "does not know: goch" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="red known already"):
         train(train_config(f"output_dir={tmp_path / 'known'}", *common, "text.extra_words=[red]"))
+
+
+def test_an_eight_bit_base_trains_goes_on_and_fits_the_base(lora_run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    for steps in (2, 3):
+        folder = train_adapter(tmp_path / "run", tiny_run, "lora.base=int8", "precision=bf16", f"steps={steps}")
+    stored = trainings.stored(folder / "checkpoints/step_0000003")
+    assert stored.keys() == trainings.stored(lora_run / "checkpoints/step_0000003").keys()  # nothing of the base
+    merge_adapter(tiny_run, folder, tmp_path / "merged")
+    losses = [[json.loads(row)["token"] for row in (run / "metrics.jsonl").open() if '"token"' in row]
+              for run in (lora_run, folder)]  # fmt: skip
+    assert len(losses[0]) == len(losses[1]) and losses[1] == pytest.approx(losses[0], rel=0.02)

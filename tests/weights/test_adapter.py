@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from editar.config import LoraConfig, LossConfig
 from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.files import save_weights
 from editar.training.losses import Objective
-from editar.weights.adapter import adapt, adapter_weights, merge_lora, write_adapter_config
+from editar.weights.adapter import adapt, adapter_weights, eight_bit, merge_lora, write_adapter_config
 from tests.helpers.tiny_gpt import config, model
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -104,3 +105,14 @@ def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editar.weights.adapter.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"lora\.base=int8 needs bitsandbytes: pip install"):
         adapt(model(SIZES), LoraConfig(rank=2, base="int8"))
+
+
+def test_eight_bits_are_nearly_the_layer() -> None:
+    torch.manual_seed(0)
+    layer, given = nn.Linear(64, 48, bias=False), torch.randn(10, 64, requires_grad=True)
+    results = []
+    for made in (layer, eight_bit(layer)):
+        output = made(given)
+        results.append((output.float(), torch.autograd.grad(output.square().sum(), given)[0]))
+    for exact, rounded in zip(*results, strict=True):
+        assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
