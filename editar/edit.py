@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from editar.sampling.pipeline import EditPipeline
 
+LONGEST_NAME = 249  # bytes of a file's name: 255 on most disks, and six more while it is written
 LARGEST_COMPARED = 1024  # pixels of a picture's longer side in the comparison
 
 
@@ -90,7 +91,10 @@ def outputs(cfg: EditConfig) -> tuple[list[Path], Path | None, Path | None]:
     comparison, made = (output.with_name(f"{stem}_{what}{suffix}") for what in ("side_by_side", "condition"))
     picture_format(comparison)
     compared = cfg.image is not None or cfg.num_samples > 1
-    taken = [name for name in (*names, *[made] * cfg.from_photo, *[comparison] * compared) if os.path.lexists(name)]
+    files = [*names, *[made] * cfg.from_photo, *[comparison] * compared]
+    if too_long := [file for file in files if len(os.fsencode(file.name)) > LONGEST_NAME]:
+        raise ConfigError(f"{too_long[0].name} is longer than {LONGEST_NAME} bytes; give a shorter output=...")
+    taken = [name for name in files if os.path.lexists(name)]
     given = [path for path in (cfg.image, cfg.mask, *cfg.references) if path is not None and os.path.exists(path)]
     if same := [name for name in taken if name.exists() and any(name.samefile(path) for path in given)]:
         raise ConfigError(f"{same[0]} is read, and never replaced; give another output=...")

@@ -152,6 +152,14 @@ def test_an_output_that_is_a_dangling_link_is_not_replaced(tiny_run: Path, tmp_p
         edit(load_config(EditConfig, "edit", given))
 
 
+def test_a_name_too_long_for_the_comparison_is_told_before_the_edit(tiny_run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+    given = [f"image={tmp_path / 'photo.png'}", "instruction=x", f"checkpoint={tiny_run}"]
+    with pytest.raises(ConfigError, match=r"a_side_by_side\.png is longer than 249 bytes; give a shorter output"):
+        edit(load_config(EditConfig, "edit", [*given, f"output={tmp_path}/{'a' * 240}.png"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

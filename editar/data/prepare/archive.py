@@ -169,6 +169,10 @@ def _parse(line: str, seen: set[int]) -> Annotation | Dropped:
     except (ValueError, KeyError, TypeError) as error:
         return Dropped("unreadable annotation", f"{type(error).__name__}: {error}")
     texts = [entry[key] if isinstance(entry.get(key), str) else None for key in Annotation._fields[2:]]
+    try:
+        "".join([source, target, *filter(None, texts)]).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        return Dropped("unreadable annotation", str(error))
     if not (texts[0] or "").strip():
         return Dropped("no text")
     key = hashlib.blake2b(json.dumps([source, target, texts[0]]).encode(), digest_size=8).digest()

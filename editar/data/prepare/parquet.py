@@ -167,7 +167,7 @@ def list_inputs(request: Request) -> list[Input | TarInput]:
         root = Path(request.origin)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; give the downloaded parquet files or hf://owner/name")
-        paths = sorted(root.rglob("*.parquet"))
+        paths = sorted(path for path in root.rglob("*.parquet") if path.is_file())
         found = [Input(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]
     if not found:
         raise DataError(f"{request.origin}: no *.parquet in it; {request.source} is downloaded as parquet files")
@@ -209,18 +209,19 @@ def plan_units(request: Request, inputs: list[Input | TarInput], layout: Layout)
 
 def prepare_unit(unit: Unit) -> None:
     """Validate and write the rows of one file; its summary, written last, says that it is done."""
-    schema = unit.layout.schema
-    writer = ShardWriter(unit.folder, f"shards/part-{unit.name}", schema, unit.rows_per_shard, ROW_GROUP)
+    schema, files = unit.layout.schema, f"shards/part-{unit.name}"
     drops, blank = Drops(), Counter[str]()
-    for number, row in enumerate(unit.input.rows(schema.names, unit.rows)):
-        try:
-            kept = check_row(row, unit.layout)
-            writer.add(kept)
-            blank.update(name for name in unit.layout.texts if is_blank(kept[name]))
-        except Dropped as why:
-            drops.add(f"{unit.input.name}#{number}", why)
-        tick(1)
-    summary = {"files": writer.close(), "dropped": dict(drops.counts), "dropped_rows": drops.rows, "blank": blank}
+    with ShardWriter(unit.folder, files, schema, unit.rows_per_shard, ROW_GROUP) as writer:
+        for number, row in enumerate(unit.input.rows(schema.names, unit.rows)):
+            try:
+                kept = check_row(row, unit.layout)
+                writer.add(kept)
+                blank.update(name for name in unit.layout.texts if is_blank(kept[name]))
+            except Dropped as why:
+                drops.add(f"{unit.input.name}#{number}", why)
+            tick(1)
+        written = writer.close()
+    summary = {"files": written, "dropped": dict(drops.counts), "dropped_rows": drops.rows, "blank": blank}
     write_json(out.unit_file(unit.folder, unit.name), summary)
 
 

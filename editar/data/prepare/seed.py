@@ -184,17 +184,17 @@ def is_done(folder: Path, number: int) -> bool:
 
 def store_group(group: ImageGroup) -> None:
     """Validate and write one image shard; its summary, written last, says that it is done."""
-    writer = ShardWriter(group.folder, f"images/part-{group.name}", IMAGES, len(group.images), ROW_GROUP)
     bad: dict[str, list[str]] = {}
-    for name, content in group.images:
-        try:
-            if content is None:
-                raise Dropped("image too large", f"{name}: a file of more than {LARGEST >> 20} MB")
-            check_image(content, name)
-            writer.add({"name": name, "bytes": content})
-        except Dropped as why:
-            bad[name] = [why.reason, str(why)]
-    summary = {"files": writer.close(), "bad": bad, "last": group.last}
+    with ShardWriter(group.folder, f"images/part-{group.name}", IMAGES, len(group.images), ROW_GROUP) as writer:
+        for name, content in group.images:
+            try:
+                if content is None:
+                    raise Dropped("image too large", f"{name}: a file of more than {LARGEST >> 20} MB")
+                check_image(content, name)
+                writer.add({"name": name, "bytes": content})
+            except Dropped as why:
+                bad[name] = [why.reason, str(why)]
+        summary = {"files": writer.close(), "bad": bad, "last": group.last}
     write_json(out.unit_file(group.folder, group.name), summary)
 
 
@@ -211,21 +211,21 @@ def write_pairs(
     images = [entry for summary in summaries for entry in summary["files"]]
     bad = {name: why for summary in summaries for name, why in summary["bad"].items()}
     place = locate(folder, images, bad)
-    writer = ShardWriter(folder, "shards/part", PAIRS, PAIRS_PER_SHARD, PAIRS_PER_GROUP, "zstd")
     drops, kept = Drops(), 0
-    for row, entry in tqdm(read_annotations(root, annotations), unit="pair", desc="pairs", mininterval=1):
-        try:
-            if isinstance(entry, Dropped):
-                raise entry
-            ends = {"source_image": place(entry.source_image), "target_image": place(entry.target_image)}
-        except Dropped as why:
-            drops.add(row, why)
-            continue
-        writer.add(ends | {name: getattr(entry, name) for name in TEXTS})
-        kept += 1
-        if kept == request.limit:
-            break
-    files, columns = writer.close(), ("source_image", "target_image")
+    with ShardWriter(folder, "shards/part", PAIRS, PAIRS_PER_SHARD, PAIRS_PER_GROUP, "zstd") as writer:
+        for row, entry in tqdm(read_annotations(root, annotations), unit="pair", desc="pairs", mininterval=1):
+            try:
+                if isinstance(entry, Dropped):
+                    raise entry
+                ends = {"source_image": place(entry.source_image), "target_image": place(entry.target_image)}
+            except Dropped as why:
+                drops.add(row, why)
+                continue
+            writer.add(ends | {name: getattr(entry, name) for name in TEXTS})
+            kept += 1
+            if kept == request.limit:
+                break
+        files, columns = writer.close(), ("source_image", "target_image")
 
     def open_rows() -> Table:
         return listed_table(folder, files, list(columns), "", listed_table(folder, images, ["bytes"], ""))

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,10 @@ from editar.runtime.files import checksum
 
 
 class ShardWriter:
-    """Rows -> `PREFIX-000.parquet`, `PREFIX-001.parquet`, ... below `folder`, each with a checksum."""
+    """Rows -> `PREFIX-000.parquet`, `PREFIX-001.parquet`, ... below `folder`, each with a checksum.
+
+    A context manager: of a body that fails the file that was begun is removed, the finished ones stay.
+    """
 
     def __init__(
         self, folder: Path, prefix: str, schema: pa.Schema, rows: int, group: int, compression: str = "none"
@@ -33,6 +37,15 @@ class ShardWriter:
         self._buffer: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._written = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._writer is not None:
+            with suppress(Exception):  # a full disk takes no footer either
+                self._writer.close()
+            self._partial.unlink(missing_ok=True)
 
     def add(self, row: dict[str, Any]) -> None:
         self._buffer.append(row)

@@ -167,6 +167,21 @@ def test_limit_and_files_take_a_part(tmp_path: Path) -> None:
             prepare(replace(asked, folder=tmp_path / "wrong", **changes))  # type: ignore[arg-type]
 
 
+def test_nothing_half_written_is_left_of_a_damaged_file(tmp_path: Path) -> None:
+    raw = miniature.write_pipe(tmp_path / "raw", 40, files=2)
+    last = sorted(raw.rglob("*.parquet"))[-1]
+    content = bytearray(last.read_bytes())
+    groups = pq.ParquetFile(last).metadata
+    page = groups.row_group(groups.num_row_groups - 1).column(0).data_page_offset
+    content[page : page + 8] = b"\xff" * 8
+    last.write_bytes(content)
+    os.mkfifo(last.with_name("pipe.parquet"))  # no file, and never opened
+    with pytest.raises(DataError, match=rf"{last.name}: .*get it anew"):
+        prepare(request("pipe", raw, tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.part*"))
+    assert sorted(path.name for path in (tmp_path / "out" / "units").iterdir()) == ["00000.json"]
+
+
 def test_files_missing_from_a_set_are_told(tmp_path: Path) -> None:
     raw = miniature.write_pipe(tmp_path / "raw", 12, files=4)
     sorted(raw.rglob("*.parquet"))[1].unlink()
@@ -327,6 +342,14 @@ def test_seed_pairs_point_to_images_stored_once(tmp_path: Path) -> None:
             assert row[name] == {"bytes": files[original[name]], "path": original[name]}
         for name in ("instruction", "source_caption", "target_caption", "instruction_ori"):
             assert row[name] == original.get(name)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    raw = miniature.write_seed(tmp_path / "raw", 6)
+    file = next(iter(sorted(raw.rglob("*.jsonl"))))
+    first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {"instruction": "\udfff"}), *others]) + "\n")
+    assert prepare(request("seed_unsplash", raw, tmp_path / "out"))["dropped"] == {"unreadable annotation": 1}
 
 
 def test_seed_does_not_depend_on_where_it_was_cut(tmp_path: Path) -> None:
