@@ -22,6 +22,8 @@ from editar.errors import ConfigError, LostProcess, UserError, one_line
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
+LONGEST = 1200  # letters of an error, which may quote paths of thousands
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -183,5 +185,5 @@ def _tell(program: str, error: Exception, text: str, code: int = 2) -> NoReturn:
         time.sleep(20)
     elif os.environ.get("RANK", "0") != "0":
         time.sleep(15)  # the first may need long to leave on a busy machine
-    say(f"{program}: {text}")
+    say(f"{program}: {text if len(text) <= LONGEST else f'{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}'}")
     raise SystemExit(code) from None

@@ -62,11 +62,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text that somebody else wrote. Raises ValueError for whatever is not readable JSON."""
+    """The value of a JSON text that somebody else wrote. Raises ValueError for whatever is not readable JSON, or holds
+    half of a surrogate pair, which no file and no name could hold."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("not readable JSON: nested without end") from None
+    if (rb"\ud" if isinstance(text, bytes) else r"\ud") in text.lower():  # type: ignore[operator]
+        json.dumps(value, ensure_ascii=False).encode(
+            errors="surrogateescape"
+        )  # names that are not UTF-8 are escaped so
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:

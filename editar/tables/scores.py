@@ -197,8 +197,12 @@ def load_evaluation(path: str | Path) -> Evaluation:
             whole = {key: _number(value) for key, value in entry["whole"].items()}
             own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], entry.get("cost", []))
             methods.append(MethodScores(name, entry["results"], rows, *own))
-        if not methods or not all(isinstance(row.get("id"), str) for method in methods for row in method.rows):
-            raise ValueError("no methods, or a row without id")
+            if not rows or not all(
+                isinstance(row.get("id"), str) and names <= row.keys() | whole.keys() for row in rows
+            ):
+                raise ValueError("no rows, or one without id or column")
+        if not methods:
+            raise ValueError("no methods")
         settings = (raw["benchmark"], raw["protocol"], raw["root"])
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:

@@ -19,8 +19,8 @@ from editar.data.codes import unpack_picture
 from editar.edit import edit
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError, ImageError
 from editar.images import load_image
-from editar.runtime.entry import load_config
-from editar.runtime.files import load_weights, save_weights, write_text
+from editar.runtime.entry import load_config, told_in_one_line
+from editar.runtime.files import load_weights, parse_json, save_weights, write_text
 from editar.runtime.lock import sole_run
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
@@ -114,7 +114,12 @@ def test_values_that_are_none() -> None:
     assert len(str(told.value)) < 400
 
 
-@pytest.mark.parametrize("methods", ["{}", "[1]", '{"ours": {"rows": [{"instruction": "x"}]}}', '{"ours": 3}'])
+NO_ROWS = '"results": "", "groups": {}, "whole": {}, "why_not": [], "generated_with": null, "rows": []'
+
+
+@pytest.mark.parametrize(
+    "methods", ["{}", "[1]", f'{{"ours": {{{NO_ROWS}}}}}', '{"ours": {"rows": [{"instruction": "x"}]}}', '{"ours": 3}']
+)
 def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
     head = '{"benchmark": "b", "protocol": "p", "root": "", "columns": [], "missing_columns": {}, "judges": {}, '
     (tmp_path / "scores.json").write_text(f'{head}"methods": {methods}}}')
@@ -125,6 +130,21 @@ def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
 def test_a_cached_picture_that_is_none() -> None:
     with pytest.raises(DataError, match=r"a cached picture is damaged .* make them anew"):
         unpack_picture(b"junk")
+
+
+def test_half_of_a_surrogate_pair_in_json() -> None:
+    for escaped in (r'"\ud83d\ude00"', r'"\udcff"'):  # an emoji; a byte of a name that is not UTF-8
+        assert parse_json(escaped) == parse_json(escaped.encode())
+    for escaped in (r'{"\ud800": 1}', r'"\uDFFF"'):
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            parse_json(escaped.encode())
+
+
+def test_a_very_long_error_is_cut_in_its_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), told_in_one_line("editar.edit"):
+        raise ConfigError(f"{'a' * 9000}: give another")
+    error = capsys.readouterr().err
+    assert len(error) < 1300 and error.startswith("editar.edit: aaa") and error.endswith("aaa: give another\n")
 
 
 def test_a_picture_of_no_numbers(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_limit_and_files_take_a_part(tmp_path: Path) -> None:
 
 
 def test_nothing_half_written_is_left_of_a_damaged_file(tmp_path: Path) -> None:
-    raw = miniature.write_pipe(tmp_path / "raw", 40, files=2)
+    raw = miniature.write_pipe(tmp_path / "raw", 40, files=2, row_group=10)
     last = sorted(raw.rglob("*.parquet"))[-1]
     content = bytearray(last.read_bytes())
     groups = pq.ParquetFile(last).metadata
@@ -177,7 +177,7 @@ def test_nothing_half_written_is_left_of_a_damaged_file(tmp_path: Path) -> None:
     last.write_bytes(content)
     os.mkfifo(last.with_name("pipe.parquet"))  # no file, and never opened
     with pytest.raises(DataError, match=rf"{last.name}: .*get it anew"):
-        prepare(request("pipe", raw, tmp_path / "out"))
+        prepare(replace(request("pipe", raw, tmp_path / "out"), rows_per_shard=1000))
     assert not list((tmp_path / "out").rglob("*.part*"))
     assert sorted(path.name for path in (tmp_path / "out" / "units").iterdir()) == ["00000.json"]
 
