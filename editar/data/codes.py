@@ -120,7 +120,7 @@ class Encoded:
 class CodesCache:
     """Random access to a complete cache of one source."""
 
-    def __init__(self, folder: Path, manifest: CacheManifest, backward_chance: float) -> None:
+    def __init__(self, folder: Path, manifest: CacheManifest, backward_chance: float, codebook_size: int) -> None:
         found = manifest.read(folder)
         missing = [k for k in range(manifest.shards) if not shard_path(folder, k).is_file()]
         if found is None or missing:
@@ -129,6 +129,7 @@ class CodesCache:
                 "run scripts/cache_codes.py with the same settings (it goes on where it stopped)"
             )
         self.folder, self.manifest, self.backward_chance = folder, found, backward_chance
+        self.codebook_size = codebook_size
         self.reads_features = bool(manifest.features)  # those of another teacher may lie there
         size = sum(shard_path(folder, k).stat().st_size for k in range(manifest.shards))
         self.in_memory = size <= IN_MEMORY
@@ -172,25 +173,34 @@ class CodesCache:
             raise unreadable(path, error) from None
 
     def decode(self, row: dict[str, Any]) -> Encoded:
+        """Raises BadRow for a row that could not be encoded, DataError for a damaged one."""
         if row["bad"] is not None:
             raise BadRow(row["bad"])
-        if any(not isinstance(row[key], bytes) for key in ("source", "target", "target_picture")):
-            raise DataError(
-                f"{self.folder}: {row['id']} lacks codes or its picture; remove that folder and make it anew"
-            )
+        try:
+            found = self._encoded(row)
+        except (TypeError, ValueError, AttributeError) as error:  # an entry is missing or of another length
+            raise self._damaged(row, f"is damaged ({one_line(error)})") from None
+        counts, wanted = (len(found.source), len(found.target)), self.manifest.grid**2
+        if counts[1] != wanted or counts[0] == 0 or counts[0] % wanted:
+            raise self._damaged(row, f"has {counts[0]} and {counts[1]} codes instead of {wanted}")
+        if (largest := max(found.source.max(), found.target.max())) >= self.codebook_size:
+            raise self._damaged(row, f"has code {largest}, of a codebook of {self.codebook_size}")
+        return found
+
+    def _encoded(self, row: dict[str, Any]) -> Encoded:
         features = None
         if self.reads_features and row["features"] is not None:
             flat = np.frombuffer(row["features"], np.float16)
             features = flat[1:].reshape(int(flat[0]), -1)  # the number of teacher tokens is stored in front
         texts = Texts(tuple(row["forward"]), tuple(row["backward"]), self.backward_chance)
         source, target = (np.frombuffer(row[key], np.uint16) for key in ("source", "target"))
-        if len(target) != self.manifest.grid**2 or len(source) == 0 or len(source) % len(target):
-            raise DataError(
-                f"{self.folder}: {row['id']} has {len(source)} and {len(target)} codes instead of "
-                f"{self.manifest.grid**2}; remove that folder and make the cache anew"
-            )
+        if not isinstance(row["target_picture"], bytes):
+            raise TypeError("no picture")
         pictures = (row["source_picture"], row["target_picture"])
         return Encoded(row["id"], row["task"], source, target, texts, *pictures, features)
+
+    def _damaged(self, row: dict[str, Any], what: str) -> DataError:
+        return DataError(f"{self.folder}: {row['id']} {what}; remove that folder and make the cache anew")
 
 
 def pack_features(features: np.ndarray) -> bytes:

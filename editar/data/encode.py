@@ -93,7 +93,9 @@ def expected_manifest(cfg: TrainConfig, source: Source, checksum: str) -> CacheM
 
 def open_cache(cfg: TrainConfig, source: Source, checksum: str) -> CodesCache:
     folder = Path(str(cfg.data.cache)) / source.name
-    return CodesCache(folder, expected_manifest(cfg, source, checksum), source.cfg.backward)
+    return CodesCache(
+        folder, expected_manifest(cfg, source, checksum), source.cfg.backward, cfg.tokenizer.codebook_size
+    )
 
 
 def build_cache(

@@ -88,6 +88,10 @@ class Table:
         if self._pid != os.getpid():
             self._forget()
         reader = self._shard(shard)
+        if not 0 <= row < reader.starts[-1]:
+            raise DataError(
+                f"{self.files[shard]} holds {reader.starts[-1]} rows, not the row {row} that is listed for it"
+            )
         group = bisect_right(reader.starts, row) - 1
         if self._group is None or self._group[0] != (shard, group):
             self._hint(reader, group)
@@ -183,11 +187,15 @@ def listed_table(
 def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = parse_json((folder / MANIFEST).read_bytes())
-        found = manifest["format"]
+        if (found := manifest["format"]) != FORMAT:
+            raise DataError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; prepare it again")
+        listed = [*manifest["files"], *manifest.get("images", [])]
+        if not all(type(e["rows"]) is int and e["rows"] >= 0 and isinstance(e["name"], str) for e in listed):
+            raise ValueError("a file without name or number of rows")
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{folder / MANIFEST}: not a manifest of scripts/prepare_data.py") from None
-    if found != FORMAT:
-        raise DataError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; prepare it again")
     return manifest
 
 

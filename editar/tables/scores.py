@@ -184,6 +184,13 @@ def paired_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def _whole(row: dict[str, Any], names: set[str]) -> bool:
+    files = (row.get("source"), row.get("result"))
+    return (
+        isinstance(row.get("id"), str) and names <= row.keys() and all(isinstance(file, str | None) for file in files)
+    )
+
+
 def load_evaluation(path: str | Path) -> Evaluation:
     """From scores.json or the folder that holds it. Raises BenchmarkError."""
     path = Path(path)

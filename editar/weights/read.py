@@ -80,8 +80,8 @@ def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
             info.training["args"] = vars(info.training["args"])
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
         raise CheckpointError(f"{source}: no weights found; its entries are {some([str(key) for key in tensors])}")
-    if sparse := [key for key, value in tensors.items() if value.layout != torch.strided]:
-        raise CheckpointError(f"{source}: sparse tensors ({some(sparse)}); only dense ones are read")
+    if unfit := [key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta]:
+        raise CheckpointError(f"{source}: sparse or empty (meta) tensors ({some(unfit)}); only dense ones are read")
     state = {key: value.float() if value.is_floating_point() else value for key, value in unwrap(tensors).items()}
     describe(state, info)
     return state, info

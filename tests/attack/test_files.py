@@ -288,7 +288,7 @@ def damaged_cache(run: Path, harm: Callable[[Path], Any]) -> CodesCache:
     manifest = stored_manifest(str(run / "codes"), "nano")
     assert manifest is not None
     harm(shard_path(run / "codes/nano", 0))
-    return CodesCache(run / "codes/nano", manifest, 0.0)
+    return CodesCache(run / "codes/nano", manifest, 0.0, codebook_size=0xFFFF)
 
 
 def test_every_damage_to_cached_codes_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,13 +302,20 @@ def test_every_damage_to_cached_codes_is_found(run: Path, monkeypatch: pytest.Mo
     def flip(position: int) -> Callable[[Path], Any]:
         return lambda file: file.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
 
-    long = pa.Table.from_pylist([row | {"target": row["target"] + b"\0\0"} for row in rows], schema=table.schema)
+    def with_entry(**entry: object) -> Callable[[Path], Any]:
+        return rewrite(pa.Table.from_pylist([row | entry for row in rows], schema=table.schema))
+
+    target = rows[0]["target"]
     harms = {
         "empty": lambda file: file.write_bytes(b""),
         "half": lambda file: file.write_bytes(whole[: len(whole) // 2]),
         "few rows": rewrite(table.slice(0, 5)),
         "no target": rewrite(table.drop_columns(["target"])),
-        "long codes": rewrite(long),
+        "long codes": with_entry(target=target + b"\0\0"),
+        "half a code": with_entry(target=target[:-1]),
+        "a large code": with_entry(target=b"\xff\xff" + target[2:]),
+        "no texts": with_entry(forward=None),
+        "no picture": with_entry(target_picture=None),
         # Where the codes and pictures lie, whose sums parquet keeps; headers have none.
         **{f"bit at {position}": flip(position) for position in data_positions(path, rng, 20)},
     }
@@ -316,7 +323,9 @@ def test_every_damage_to_cached_codes_is_found(run: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(codes, "IN_MEMORY", in_memory)
         for harm in harms.values():
             cache = damaged_cache(run, harm)
-            with pytest.raises(DataError, match=r"not readable \(|codes instead of") as error:
+            with pytest.raises(
+                DataError, match=r"not readable \(|codes instead of|is damaged \(|has code 65535"
+            ) as error:
                 [cache[row] for row in range(len(cache))]
             one_line(error, str(run / "codes/nano"))
             path.write_bytes(whole)

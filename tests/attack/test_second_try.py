@@ -16,6 +16,9 @@ from PIL import Image
 
 from editar.config import EditConfig, SamplingConfig, TrainConfig, from_yaml, override
 from editar.data.codes import unpack_picture
+from editar.data.prepare.prepare import prepare
+from editar.data.prepare.request import Request
+from editar.data.tables import open_table
 from editar.edit import edit
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError, ImageError
 from editar.images import load_image
@@ -24,8 +27,9 @@ from editar.runtime.files import load_weights, parse_json, save_weights, write_t
 from editar.runtime.lock import sole_run
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
-from editar.weights.read import read_file
+from editar.weights.read import read_checkpoint, read_file
 from editar.weights.run_checkpoint import damage
+from tests.helpers import miniature
 from tests.helpers.tiny import ROOT, run_module
 
 
@@ -114,6 +118,7 @@ def test_values_that_are_none() -> None:
     assert len(str(told.value)) < 400
 
 
+COLUMN = '{"name": "l1", "title": "L1", "unit": "", "better": "lower"}'
 NO_ROWS = '"results": "", "groups": {}, "whole": {}, "why_not": [], "generated_with": null, "rows": []'
 
 
@@ -121,7 +126,11 @@ NO_ROWS = '"results": "", "groups": {}, "whole": {}, "why_not": [], "generated_w
     "methods", ["{}", "[1]", f'{{"ours": {{{NO_ROWS}}}}}', '{"ours": {"rows": [{"instruction": "x"}]}}', '{"ours": 3}']
 )
 def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
-    head = '{"benchmark": "b", "protocol": "p", "root": "", "columns": [], "missing_columns": {}, "judges": {}, '
+    head = (
+        '{"benchmark": "b", "protocol": "p", "root": "", "columns": ['
+        + COLUMN
+        + '], "missing_columns": {}, "judges": {}, '
+    )
     (tmp_path / "scores.json").write_text(f'{head}"methods": {methods}}}')
     with pytest.raises(BenchmarkError, match=r"not a scores\.json of this version"):
         load_evaluation(tmp_path)
@@ -130,6 +139,26 @@ def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
 def test_a_cached_picture_that_is_none() -> None:
     with pytest.raises(DataError, match=r"a cached picture is damaged .* make them anew"):
         unpack_picture(b"junk")
+
+
+def test_rows_that_a_manifest_invents(tmp_path: Path) -> None:
+    prepared = tmp_path / "pipe"
+    prepare(Request("pipe", str(miniature.write_pipe(tmp_path / "raw", 6, files=1)), prepared))
+    file = prepared / "manifest.json"
+    good = file.read_text()
+    for rows in ("-5", '"6"', "1.5", "null"):
+        file.write_text(good.replace('"rows": 6', f'"rows": {rows}'))
+        with pytest.raises(DataError, match=r"manifest\.json: not a manifest of"):
+            open_table(prepared)
+    file.write_text(good.replace('"rows": 6', '"rows": 600'))
+    with pytest.raises(DataError, match="holds 6 rows, not the row 7 that is listed for it"):
+        open_table(prepared)[7]
+
+
+def test_weights_without_values(tmp_path: Path) -> None:
+    torch.save({"model": {"x": torch.empty(3, device="meta")}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"sparse or empty \(meta\) tensors \(x\)"):
+        read_checkpoint(tmp_path / "a.pt")
 
 
 def test_half_of_a_surrogate_pair_in_json() -> None:
