@@ -184,11 +184,10 @@ def paired_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _whole(row: dict[str, Any], names: set[str]) -> bool:
-    files = (row.get("source"), row.get("result"))
-    return (
-        isinstance(row.get("id"), str) and names <= row.keys() and all(isinstance(file, str | None) for file in files)
-    )
+def _is_whole(row: dict[str, Any], names: set[str]) -> bool:
+    """Whether a row has an id, the numbers called `names`, and texts where its files are named."""
+    texts = (row.get("id"), row.get("source", ""), row.get("result", ""))
+    return names <= row.keys() and all(isinstance(text, str) for text in texts)
 
 
 def load_evaluation(path: str | Path) -> Evaluation:
@@ -204,12 +203,10 @@ def load_evaluation(path: str | Path) -> Evaluation:
             whole = {key: _number(value) for key, value in entry["whole"].items()}
             own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], entry.get("cost", []))
             methods.append(MethodScores(name, entry["results"], rows, *own))
-            if not rows or not all(
-                isinstance(row.get("id"), str) and names <= row.keys() | whole.keys() for row in rows
-            ):
-                raise ValueError("no rows, or one without id or column")
-        if not methods:
-            raise ValueError("no methods")
+            if not rows or not all(_is_whole(row, names - whole.keys()) for row in rows):
+                raise ValueError("no rows, or one without id or column, or with a file that is no text")
+        if not methods or not {column.better for column in columns} <= {"lower", "higher"}:
+            raise ValueError("no methods, or a column without a better side")
         settings = (raw["benchmark"], raw["protocol"], raw["root"])
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -118,22 +119,31 @@ def test_values_that_are_none() -> None:
     assert len(str(told.value)) < 400
 
 
-COLUMN = '{"name": "l1", "title": "L1", "unit": "", "better": "lower"}'
-NO_ROWS = '"results": "", "groups": {}, "whole": {}, "why_not": [], "generated_with": null, "rows": []'
+def test_scores_of_another_shape(tmp_path: Path) -> None:
+    row = {"id": "0", "instruction": "x", "source": "a.png", "result": "b.png", "l1": 1.0}
+    ours = {"results": "", "groups": {}, "whole": {}, "why_not": [], "generated_with": None, "rows": [row]}
+    column = {"name": "l1", "title": "L1", "unit": "", "better": "lower"}
+    head = {"benchmark": "b", "protocol": "p", "root": "", "missing_columns": {}, "judges": {}}
+    good = head | {"columns": [column], "methods": {"ours": ours}}
 
+    def with_rows(*rows: object) -> dict[str, object]:
+        return {"methods": {"ours": ours | {"rows": list(rows)}}}
 
-@pytest.mark.parametrize(
-    "methods", ["{}", "[1]", f'{{"ours": {{{NO_ROWS}}}}}', '{"ours": {"rows": [{"instruction": "x"}]}}', '{"ours": 3}']
-)
-def test_scores_of_another_shape(tmp_path: Path, methods: str) -> None:
-    head = (
-        '{"benchmark": "b", "protocol": "p", "root": "", "columns": ['
-        + COLUMN
-        + '], "missing_columns": {}, "judges": {}, '
-    )
-    (tmp_path / "scores.json").write_text(f'{head}"methods": {methods}}}')
-    with pytest.raises(BenchmarkError, match=r"not a scores\.json of this version"):
-        load_evaluation(tmp_path)
+    (tmp_path / "scores.json").write_text(json.dumps(good))
+    assert load_evaluation(tmp_path).methods[0].rows == [row]
+    for wrong in (
+        {"methods": {}},
+        {"methods": [1]},
+        {"methods": {"ours": 3}},
+        {"columns": [column | {"better": "sideways"}]},
+        with_rows(),
+        with_rows({"instruction": "x"}),
+        with_rows({key: value for key, value in row.items() if key != "l1"}),
+        with_rows(row | {"result": 5}),
+    ):
+        (tmp_path / "scores.json").write_text(json.dumps(good | wrong))
+        with pytest.raises(BenchmarkError, match=r"not a scores\.json of this version"):
+            load_evaluation(tmp_path)
 
 
 def test_a_cached_picture_that_is_none() -> None:
