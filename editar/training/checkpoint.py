@@ -22,7 +22,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from editar.errors import CheckpointError, LostProcess, one_line
 from editar.runtime.distributed import Ranks, lost_connection
@@ -178,13 +182,24 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.O
     try:
         step, (reader, _) = read_step(path), open_reader(path)
         state = training_state(model, optimizers, ema)
+        _drop_unborn(state, reader.read_metadata().state_dict_metadata)
         dcp.load(state, storage_reader=reader)
     except FAILURES as error:  # damaged or missing files: many types, one meaning
         raise CheckpointError(UNREADABLE.format(path, one_line(root_cause(error)))) from error
     for index, optimizer in enumerate(optimizers):
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-        set_optimizer_state_dict(model, optimizer, {"state": state[f"optimizer_{index}"], "param_groups": groups})
+        loaded = {"state": state[f"optimizer_{index}"], "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, loaded, options=StateDictOptions(strict=False))
     return step
+
+
+def _drop_unborn(state: State, stored: Mapping[str, Any]) -> None:
+    """Leave out the moments of weights that had no gradient yet when the checkpoint was written, such as those of a
+    codebook before its k-means; they begin anew."""
+    for key, moments in state.items():
+        if key.startswith("optimizer_"):
+            for name in [name for name in moments if not any(k.startswith(f"{key}.{name}.") for k in stored)]:
+                del moments[name]
 
 
 def resume(

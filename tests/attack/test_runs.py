@@ -98,7 +98,7 @@ def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytes
     assert f"{folder} is finished" in capsys.readouterr().err
     assert before == contents()
     with pytest.raises(ConfigError, match="another config"):
-        train_tokenizer(tokenizer_config(folder, "steps=3"))
+        train_tokenizer(tokenizer_config(folder, "seed=3"))
 
 
 def test_a_source_taken_away_is_another_config(tmp_path: Path, tiny_tokenizer: Path) -> None:

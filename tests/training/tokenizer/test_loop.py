@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_a_resumed_tokenizer_equals_an_uninterrupted_one(own: bool, tmp_path: Pa
     assert all(torch.equal(a[key], b[key]) for key in a)
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_a_tokenizer_stopped_before_its_k_means_resumes_exactly(tmp_path: Path) -> None:
+    common = ["steps=5", "save_every=2", "kmeans_at=3", "restart_every=0", "keep_checkpoints=9"]
+    whole = train_tokenizer(tiny(tmp_path / "whole", *common))
+    broken = train_tokenizer(tiny(tmp_path / "broken", *common))
+    for step in (4, 5):
+        shutil.rmtree(broken / f"checkpoints/step_{step:07d}", ignore_errors=True)
+    train_tokenizer(tiny(broken, *common))
+    a, b = state(whole), state(broken)
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_finished_tokenizer_goes_on_when_steps_are_raised(tmp_path: Path) -> None:
