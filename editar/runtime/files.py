@@ -69,9 +69,8 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("not readable JSON: nested without end") from None
     if (rb"\ud" if isinstance(text, bytes) else r"\ud") in text.lower():  # type: ignore[operator]
-        json.dumps(value, ensure_ascii=False).encode(
-            errors="surrogateescape"
-        )  # names that are not UTF-8 are escaped so
+        # Only the halves by which Python writes names that are not UTF-8 pass.
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     return value
 
 

@@ -196,10 +196,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: list[torch.optim.O
 def _drop_unborn(state: State, stored: Mapping[str, Any]) -> None:
     """Leave out the moments of weights that had no gradient yet when the checkpoint was written, such as those of a
     codebook before its k-means; they begin anew."""
-    for key, moments in state.items():
-        if key.startswith("optimizer_"):
-            for name in [name for name in moments if not any(k.startswith(f"{key}.{name}.") for k in stored)]:
-                del moments[name]
+    born = {name.rpartition(".")[0] for name in stored}
+    for key in (key for key in state if key.startswith("optimizer_")):
+        state[key] = {name: moments for name, moments in state[key].items() if f"{key}.{name}" in born}
 
 
 def resume(
