@@ -113,6 +113,11 @@ def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, 
             f"init_from={cfg.init_from}: lacks {some(report.kept, 3)}, which no adapter replaces; train the GPT "
             "itself first" + (", or set teacher=none" if "alignment.weight" in report.kept else "")
         )
+    if report.added_images:
+        raise ConfigError(
+            f"init_from={cfg.init_from}: trained with {cfg.gpt.images - report.added_images} source image(s), found "
+            f"data.images={cfg.gpt.images}, and no adapter replaces a position; train the GPT itself first"
+        )
     base = base_of(gpt, tokenizer)
     beside = Path(str(cfg.init_from)) / "tokenizer.safetensors"
     if beside.is_file():

@@ -46,6 +46,7 @@ class LoadReport:
     kept: list[str]  # stayed at their initial values
     ignored: list[str]  # only in the file
     warnings: list[str] = field(default_factory=list)
+    added_images: int = 0  # source images whose learned position the file does not have
 
     def __str__(self) -> str:
         parts = [f"loaded {self.info.kind} from {self.info.source}"]
@@ -53,22 +54,39 @@ class LoadReport:
             reasons = sorted({rule.reason for key in keys if (rule := declared(what, key, self.info.kind))})
             if keys:
                 parts.append(f"{label} {some(keys, 3)} ({'; '.join(reasons)})")
+        if self.added_images:
+            parts.append(f"{self.added_images} more source image(s) begin with the position of the first")
         return "; ".join(parts + [f"warning: {warning}" for warning in self.warnings])
 
 
 def load_gpt(gpt: GPT, source: str | Path, strict: bool = False) -> LoadReport:
     """Put weights into `gpt`. With `strict` (to use a model as it is) nothing may be missing; without it
-    (to start a training) the differences declared in EXPECTED keep their initial values."""
+    (to start a training) the differences declared in EXPECTED keep their initial values, and the weights may be
+    those of fewer source images."""
     state, info = read_checkpoint(source)
     if not info.kind.startswith("gpt"):
         raise CheckpointError(f"{source}: a VQ tokenizer, where a GPT is wanted")
+    more = 0 if strict else add_source_images(gpt, state)
     problems = []
     if (heads := info.sizes["n_head"]) not in (None, gpt.cfg.n_head):
         problems.append(f"the weights have {heads} attention heads, the config gpt.n_head={gpt.cfg.n_head}")
     report = copy_into(gpt, state, info, strict, gpt_advice(info.sizes, gpt.cfg), problems)
+    report.added_images = more
     if info.rope is not None and _rope_text(info.rope) != _rope_text(gpt.cfg.rope):
         report.warnings.append(f"trained with rope {_rope_text(info.rope)}, used with {_rope_text(gpt.cfg.rope)}")
     return report
+
+
+def add_source_images(gpt: GPT, state: State) -> int:
+    """Give the learned positions in `state` the rows of the source images that only `gpt` has, as copies of the first
+    image's -> how many. All else is the same for any number of images."""
+    key = "pos_embeddings.segment.weight"
+    if not gpt.cfg.rope.learned or key not in state or state[key].dim() != 2:
+        return 0
+    more = gpt.cfg.images + 2 - len(state[key])
+    if more > 0:
+        state[key] = torch.cat([state[key], state[key][:1].expand(more, -1)])
+    return max(more, 0)
 
 
 def load_vq(vq: nn.Module, source: str | Path) -> LoadReport:

@@ -182,6 +182,20 @@ def test_init_from_takes_weights_only(tmp_path: Path, tiny_run: Path, tiny_token
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
 
 
+def test_init_from_may_have_fewer_source_images(tmp_path: Path, tiny_run: Path, tiny_tokenizer: Path) -> None:
+    """The second image begins at the first one's learned position; every other weight is as it was."""
+    two = [f"init_from={tiny_run}", "data=nano_pairs", "steps=1"]
+    folder = train_tiny(tmp_path / "run", tiny_tokenizer, *two, "optim.lr=0", "optim.muon_lr=0")
+    a, b = weights(tiny_run), weights(folder)
+    segment = "pos_embeddings.segment.weight"
+    assert torch.equal(b[segment], torch.cat([a[segment], a[segment][:1]]))
+    assert all(torch.equal(a[key], b[key]) for key in a if key != segment)
+    with pytest.raises(ConfigError, match=r"trained with 1 source image\(s\), found data.images=2, .* train the GPT"):
+        train_tiny(tmp_path / "adapter", tiny_tokenizer, *two, "lora.rank=2", "precision=bf16")
+    with pytest.raises(CheckpointError, match=r"segment.weight is \(4, 32\), the config needs \(3, 32\)"):
+        train_tiny(tmp_path / "back", tiny_tokenizer, f"init_from={folder}", "steps=1")
+
+
 def test_learning_rates() -> None:
     constant = OptimConfig()
     assert [lr_factor(s, 100, constant) for s in (0, 50, 99)] == [1.0, 1.0, 1.0]
