@@ -45,3 +45,10 @@ class LostProcess(UserError, RuntimeError):
 def one_line(error: BaseException) -> str:
     """A library's message without its line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine did not suffice; libraries under torch have words of their own."""
+    text = str(error).lower()
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "cublas_status_alloc_failed")
+    return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
 
 from editar.config import CONFIG_DIR, explain, is_open, kind_of, literal, to_dataclass
-from editar.errors import ConfigError, LostProcess, UserError, one_line
+from editar.errors import ConfigError, LostProcess, UserError, one_line, out_of_memory
 from editar.runtime.log import say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
@@ -173,6 +173,10 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             _tell(program, error, f"{error.filename}: {error.strerror}")
+        if out_of_memory(error):
+            place = f"where it happened is in {told.write_traceback()}"
+            advice = 'take less at once, as "Memory" in docs/troubleshooting.md says'
+            _tell(program, error, f"out of memory ({one_line(error)}); {advice}; {place}")
         text = f"{type(error).__name__}: {one_line(error)}"
         _tell(program, error, f"{text} (an error of editar or of its surroundings; see {told.write_traceback()})", 1)
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from editar.config import GPTConfig
+from editar.errors import out_of_memory
 from editar.runtime.log import say
 
 T = TypeVar("T")
@@ -61,9 +62,3 @@ def in_batches(count: int, size: int, work: Callable[[slice], T], recover: Calla
             yield result
             continue
         recover()  # outside `except`: the traceback would keep the tensors alive
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()  # libraries under torch have words of their own for it
-    words = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in text for word in words)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from editar.config import EditConfig, GPTConfig
 from editar.edit import edit
-from editar.errors import ConfigError
+from editar.errors import ConfigError, out_of_memory
 from editar.images import batch_to_tensor
 from editar.runtime.entry import load_config
-from editar.sampling.batching import automatic_batch, in_batches, out_of_memory, result_bytes
+from editar.sampling.batching import automatic_batch, in_batches, result_bytes
 from editar.sampling.masks import crop_mask, known_codes_outside, load_mask
 from editar.sampling.pipeline import EditPipeline
 
