@@ -28,7 +28,7 @@ from editar.training.encoders import build_tokenizer
 from editar.training.evaluate import own_batches
 from editar.training.loop import train
 from editar.weights.load import vq_checksum
-from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER, train_config
+from tests.helpers.tiny import ROOT, TINY_GPT, TINY_TOKENIZER, train_config
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,19 @@ def test_the_benchmark_gives_wrong_second_pictures(pairs_run: Path, tmp_path: Pa
     few = [f"checkpoint={pairs_run}", f"output_dir={tmp_path / 'few'}", "samples=3", "second=other"]
     with pytest.raises(ConfigError, match=r"samples=3: no other .* take more samples"):
         evaluate(load_config(EvalConfig, "eval", ["benchmark=nano_pairs", *few]))
+
+
+def test_the_reference_reads_its_second_picture(tmp_path: Path) -> None:
+    """docs/training.md has the table for 480 edits; here are the first 60."""
+    found = {}
+    for second in ("given", "other"):
+        given = [f"checkpoint={ROOT / 'reference/nano_pairs'}", f"output_dir={tmp_path / second}", "samples=60"]
+        evaluate(load_config(EvalConfig, "eval", ["benchmark=nano_pairs", "data_seed=2", f"second={second}", *given]))
+        found[second] = load_evaluation(tmp_path / second)
+    right, wrong = found["given"], found["other"]
+    by_task = right.means_by(right.methods[0], "task")
+    assert all(by_task[task]["success"].mean >= 40 for task in NanoPairs.tasks), by_task
+    assert wrong.means(wrong.methods[0])["success"].mean <= 5
 
 
 def test_editing_with_two_pictures(pairs_run: Path, pipeline: EditPipeline, tmp_path: Path) -> None:
