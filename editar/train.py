@@ -2,11 +2,16 @@
 
 from editar.config import TrainConfig
 from editar.runtime.entry import run
-from editar.training.loop import train
+
+
+def start(cfg: TrainConfig) -> None:
+    from editar.training.loop import train  # here, because the help text needs no torch
+
+    train(cfg)
 
 
 def main() -> None:
-    run(TrainConfig, "train", train)
+    run(TrainConfig, "train", start)
 
 
 if __name__ == "__main__":

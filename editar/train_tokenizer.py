@@ -2,11 +2,16 @@
 
 from editar.config import TokenizerTrainConfig
 from editar.runtime.entry import run
-from editar.training.tokenizer.loop import train_tokenizer
+
+
+def start(cfg: TokenizerTrainConfig) -> None:
+    from editar.training.tokenizer.loop import train_tokenizer  # here, because the help text needs no torch
+
+    train_tokenizer(cfg)
 
 
 def main() -> None:
-    run(TokenizerTrainConfig, "train_tokenizer", train_tokenizer)
+    run(TokenizerTrainConfig, "train_tokenizer", start)
 
 
 if __name__ == "__main__":

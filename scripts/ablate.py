@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from editar.config import TrainConfig
+from editar.config import EvalConfig, TrainConfig
 from editar.errors import ConfigError, TrainingError
 from editar.report.merge import ScoredFolder, load_scored
 from editar.report.page import write_comparison
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = grid(options.overrides)
     configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
+    load_config(EvalConfig, "eval", ["checkpoint=RUN", "output_dir=SCORES", *options.eval])  # before the first training
     scored: dict[str, ScoredFolder] = {}
     for number, (name, overrides) in enumerate(runs.items(), 1):
         say(f"== {number}/{len(runs)} {name} ==")

@@ -21,6 +21,7 @@ import torch
 from editar.config import EvalConfig, TokenizerTrainConfig, TrainConfig, from_yaml, override
 from editar.data.nano.world import TRANSLATIONS, NanoWorld, Plan, render
 from editar.data.sample import EditSample
+from editar.errors import ConfigError
 from editar.evaluation.nano.export import export_pie_bench
 from editar.evaluation.nano.run import sheet
 from editar.evaluation.nano.scoring import in_memory, score_method, shuffled
@@ -143,6 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pie-samples", type=at_least(0), default=20, help="of them, in PIE-Bench's layout")
     parser.add_argument("--gpt-steps", type=at_least(1), default=1500)
     args = parser.parse_args(argv)
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError(f"--out {args.out} is a file; give a folder")
     clock = Stages()
     torch.manual_seed(0)
     bench = Bench(args.samples)

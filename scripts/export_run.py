@@ -15,9 +15,10 @@ import torch
 from safetensors import safe_open
 
 from editar.config import read_yaml
-from editar.errors import CheckpointError, ConfigError
+from editar.errors import CheckpointError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, read_starts, save_weights, write_text
+from editar.weights.convert import new_folder
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.
@@ -25,29 +26,27 @@ DROP_TO_ZERO = "quantize.codebook_used"
 
 
 def export(run: Path, out: Path, decoder: Path | None = None) -> None:
-    """A training's folder, of a GPT or of a tokenizer. Raises CheckpointError when `decoder` reads other codes than
-    the run's tokenizer."""
+    """A training's folder, of a GPT or of a tokenizer, into a new one. Raises CheckpointError when `decoder` reads
+    other codes than the run's tokenizer, or `out` exists."""
     starts = read_starts(run)
-    if out.exists() and out.samefile(run):
-        raise ConfigError(f"{out} is the run itself; choose another folder")
     states = {WEIGHTS[0]: load_weights(run / WEIGHTS[0])}
     if "gpt" in read_yaml(run / "config.yaml"):
         states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
     if decoder is not None:
         tokenizer = list(states)[-1]  # the only file of a tokenizer's run
         states[tokenizer] = with_decoder(states[tokenizer], decoder)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, state in states.items():
-        half = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
-        if DROP_TO_ZERO in half:
-            half[DROP_TO_ZERO].zero_()
-        with safe_open(str(run / name), framework="pt") as file:
-            save_weights(half, out / name, file.metadata())
-    for name in ("config.yaml", "metrics.jsonl"):
-        shutil.copyfile(run / name, out / name)
     for start in starts:
         start.pop("host", None)
-    write_text(out / "provenance.json", json.dumps(starts, indent=1) + "\n")
+    with new_folder(out) as partial:
+        for name, state in states.items():
+            half = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
+            if DROP_TO_ZERO in half:
+                half[DROP_TO_ZERO].zero_()
+            with safe_open(str(run / name), framework="pt") as file:
+                save_weights(half, partial / name, file.metadata())
+        for name in ("config.yaml", "metrics.jsonl"):
+            shutil.copyfile(run / name, partial / name)
+        write_text(partial / "provenance.json", json.dumps(starts, indent=1) + "\n")
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB")
 

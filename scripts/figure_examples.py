@@ -16,6 +16,7 @@ from editar.errors import BenchmarkError
 from editar.report.examples import draw_examples
 from editar.report.merge import load_scored, merge
 from editar.runtime.entry import at_least, script
+from editar.runtime.files import spare_inputs
 
 
 @script("figure_examples")
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("examples.png"), help="a .png, .pdf or .svg")
     options = parser.parse_args(arguments)
+    spare_inputs(options.out, [argument.partition("=")[2] or argument for argument in options.scored])
     evaluations = merge([load_scored(argument) for argument in options.scored])
     if len(evaluations) > 1:
         found = ", ".join(evaluation.benchmark for evaluation in evaluations)

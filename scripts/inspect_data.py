@@ -22,6 +22,7 @@ from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError
 from editar.images import contact_sheet, picture_format, save_image
 from editar.runtime.entry import at_least, load_config, script
+from editar.runtime.files import spare_inputs
 from editar.runtime.log import say
 
 SIDE = 192  # pixels of a picture on the sheet
@@ -34,12 +35,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of editar.train")
     parser.add_argument("--draws", type=at_least(1), default=24, help="how many draws to show")
     parser.add_argument("--source", help="show rows of this source instead of draws of the mixture")
-    parser.add_argument("--rows", default="0:24", help="with --source: which rows, FIRST:END")
+    parser.add_argument("--rows", help="with --source: which rows, FIRST:END (0:24)")
     parser.add_argument("--out", type=Path, default=Path("outputs/inspect_data.png"), help="a picture, or a folder")
     options = parser.parse_args()
     out = options.out / "inspect_data.png" if options.out.is_dir() or not options.out.suffix else options.out
     picture_format(out)
+    if options.rows and not options.source:
+        raise ConfigError(f"--rows {options.rows} needs --source NAME, whose rows they are")
     cfg = load_config(TrainConfig, "train", ["output_dir=outputs/inspect_data", *options.overrides])
+    spare_inputs(out, [source.path for source in cfg.data.sources.values() if source.path])
     sources = open_sources(cfg.data)
     readers = [Reader(source, None, cfg.image_size) for source in sources.values()]
     mixture = mixture_of(sources, cfg.seed)
@@ -54,7 +58,7 @@ def main() -> None:
         raise ConfigError(f"--source {options.source}: not one of {', '.join(sources)}")
     else:
         source = sources[options.source]
-        rows = range(len(source) + source.heldout)[parse_slice(options.rows)]
+        rows = range(len(source) + source.heldout)[parse_slice(options.rows or "0:24")]
         items = list(readable(readers[list(sources).index(options.source)], rows))
     if not items:
         raise ConfigError("nothing to show: give --draws 1 or more, or --rows FIRST:END that the source has")

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="checkpoint=FOLDER, sampling.*, data of train")
     parser.add_argument("--samples", type=at_least(1), default=16, help="held-out pairs")
     parser.add_argument("--batch", type=at_least(1), default=1, help="pairs decoded at once")
-    parser.add_argument("--windows", nargs="+", default=["1", "8", "16", "32", "64", "auto"])
+    parser.add_argument("--windows", nargs="+", type=window, default=[1, 8, 16, 32, 64, "auto"])
     options = parser.parse_args()
     checkpoint = [setting for setting in options.settings if setting.startswith("checkpoint=")]
     sampling = [setting for setting in options.settings if setting.startswith("sampling.")]
@@ -60,13 +60,17 @@ def main() -> None:
     print(f"{100 * out_of_reach:.1f} % of the target codes cannot be drawn with these settings and count as known")
     print(f"{'window':>8} {'passes an image':>16} {'codes a pass':>13} {'images/s':>9} {'speed-up':>9}")
     first: GenerationStats | None = None
-    for window in options.windows:
-        stats = run(pipeline, pairs, int(window) if window.isdigit() else window)
+    for codes in options.windows:
+        stats = run(pipeline, pairs, codes)
         first = first or stats
         print(
-            f"{window:>8} {stats.passes_per_image:16.1f} {stats.codes_per_pass:13.2f} {stats.images_per_s:9.3f} "
+            f"{codes:>8} {stats.passes_per_image:16.1f} {stats.codes_per_pass:13.2f} {stats.images_per_s:9.3f} "
             f"{stats.images_per_s / first.images_per_s:9.2f}"
         )
+
+
+def window(text: str) -> int | str:
+    return text if text == "auto" else at_least(1)(text)
 
 
 def parts(items: list[Item], size: int) -> Iterator[list[Item]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from editar.errors import ConfigError
 from editar.report.merge import load_scored
 from editar.report.page import PICTURES, write_comparison
 from editar.runtime.entry import at_least, script
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--pictures", type=at_least(0), default=PICTURES, help="entries per benchmark with pictures (%(default)s)"
     )
     options = parser.parse_args(arguments)
+    if options.out.suffix != ".html":
+        raise ConfigError(f"--out {options.out}: the page is a .html")
     scored = [load_scored(argument) for argument in options.scored]
     write_comparison(scored, options.out, options.title, options.pictures)
 

@@ -26,7 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     from editar.evaluation.reconstruction import score_reconstructions
     from editar.runtime.device import pick_device
-    from editar.runtime.files import write_json
+    from editar.runtime.files import spare_inputs, write_json
+
+    if options.out is not None:
+        spare_inputs(options.out, [options.run, options.pictures])
 
     cfg = PicturesConfig(path=options.pictures, column=options.column)
     device = pick_device(options.device)

@@ -37,7 +37,7 @@ def check_text(cfg: TextConfig) -> None:
     words = cfg.extra_words
     if words and cfg.name != "nano":
         raise ConfigError(f"text.extra_words are for the nano encoder; {cfg.name} spells any word. Leave them out")
-    if wrong := [word for word in words if not re.fullmatch("[a-z]+", word)]:
+    if wrong := [word for word in words if not isinstance(word, str) or not re.fullmatch("[a-z]+", word)]:
         raise ConfigError(f"text.extra_words: {wrong[0]!r} is not one word of the letters a to z")
     if twice := [word for word in words if words.count(word) > 1]:
         raise ConfigError(f"text.extra_words: {twice[0]!r} is given twice")

@@ -68,6 +68,8 @@ class OncePerKey(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, nothing resolved. Raises ConfigError, one line that names the file, for anything
     else."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for a writer
+        raise ConfigError(f"{path}: is no file; copy it anew or give another folder")
     try:
         found = yaml.load(Path(path).read_text(encoding="utf-8"), OncePerKey)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no YAML, no UTF-8, nested without end
@@ -80,6 +82,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def from_yaml(cls: type[T], path: str | Path) -> T:
     """The config that a file of `to_yaml` holds. Raises ConfigError that names the file."""
     found = read_yaml(path)
+    last = fields(cls)[-1].name  # type: ignore[arg-type]
+    if last not in found:  # as in every file of `to_yaml`
+        raise ConfigError(f"{path}: ends early, without {last}, the last section; copy it anew")
     try:
         return to_dataclass(cls, found)
     except ConfigError as error:

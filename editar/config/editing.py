@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,8 @@ class EditConfig:
         if self.images is not None:
             if self.image or self.edits or self.task != "edit":
                 raise ConfigError("images=[a.png,b.png] stands instead of image=... or edits=..., with task=edit")
+            if not all(self._listed() or [""]):
+                raise ConfigError(f"images={self.images} lacks a name; give images=[a.png,b.png]")
             self.image = self._listed()[0]
         if self.edits is not None and (self.image or self.instruction or self.mask):
             raise ConfigError("edits names pictures, instructions and masks in its lines; leave out image=... etc.")
@@ -87,7 +90,11 @@ class EditConfig:
             raise ConfigError(f"from_photo=true makes a condition, and task=edit has none; give task as one of {tasks}")
 
     def _listed(self) -> list[str]:
-        return [part.strip() for part in self.images.strip("[]").split(",")] if self.images else []
+        """The names in `images`, with or without quotes, which a name with a comma needs."""
+        text = self.images or ""
+        text = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+        parts = re.findall(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|\Z)""", text)[:-1]  # the last match is empty
+        return [part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
 
     @property
     def references(self) -> list[str]:

@@ -23,6 +23,11 @@ def may_change(default: Any, **limits: Any) -> Any:
     return setting(default, may_change=True, **limits)
 
 
+def of_benchmark(default: Any, **limits: Any) -> Any:
+    """A field of EvalConfig that only some benchmarks have, `Benchmark.settings`."""
+    return setting(default, of_benchmark=True, **limits)
+
+
 @dataclass
 class TrainConfig:
     """`python -m editar.train`: train the GPT on codes.
@@ -159,6 +164,8 @@ class TokenizerTrainConfig:
                 "consistency_weight and edit_consistency_weight are about the nano world's pairs; with data.path set "
                 "both to 0, or give recipe=llamagen"
             )
+        if self.data.path is None and self.image_size != 64:
+            raise ConfigError(f"image_size={self.image_size}: the nano world's pictures have 64 pixels; give data.path")
         if self.freeze_codes and (self.tokenizer.weights is None or self.kmeans_at >= 0 or self.restart_every > 0):
             raise ConfigError("freeze_codes needs tokenizer.weights=RUN, kmeans_at=-1 and restart_every=0")
 
@@ -182,23 +189,25 @@ class EvalConfig:
     lora: str | None = None  # an adapter trained on the checkpoint, as in editar.edit
     output_dir: str = MISSING
     benchmark: str = setting("nano", text=False)
-    root: str | None = None
+    root: str | None = of_benchmark(None)
     stage: str = setting("all", choices=("all", "generate", "score"))
     results: Any = field(default=None, metadata={"text": True})
     method: str = ""
-    samples: int = setting(240, least=1)  # nano
-    data_seed: int | None = setting(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
-    shuffle_instructions: bool = False  # nano
-    second: str = setting("given", choices=("given", "none", "other", "swapped"))  # nano_pairs: the second picture
-    protocol: str = setting("editar", choices=("editar", "editar-aligned", "controlnet++"))  # Table 2
-    canny: CannyConfig = field(default_factory=CannyConfig)  # Table 2
-    evaluator: str = setting("current", choices=("current", "2023"))  # PIE-Bench: libraries of EditAR, of PnPInversion
-    prompt: str | None = None  # Table 2: the instruction with {} for the caption; null: EditAR's
-    rows: int | None = setting(None, least=1)  # Table 2 and folder: only the first rows
+    samples: int = of_benchmark(240, least=1)  # nano
+    data_seed: int | None = of_benchmark(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
+    shuffle_instructions: bool = of_benchmark(False)  # nano
+    second: str = of_benchmark("given", choices=("given", "none", "other", "swapped"))  # nano_pairs: the second picture
+    protocol: str = of_benchmark("editar", choices=("editar", "editar-aligned", "controlnet++"))  # Table 2
+    canny: CannyConfig = field(default_factory=CannyConfig, metadata={"of_benchmark": True})  # Table 2
+    evaluator: str = of_benchmark(
+        "current", choices=("current", "2023")
+    )  # PIE-Bench: libraries of EditAR, of PnPInversion
+    prompt: str | None = of_benchmark(None)  # Table 2: the instruction with {} for the caption; null: EditAR's
+    rows: int | None = of_benchmark(None, least=1)  # Table 2 and folder: only the first rows
     # folder: the pairs that the checkpoint's training held out, or all; auto: the former where it was trained on them
-    pairs: str = setting("auto", choices=("auto", "heldout", "all"))
+    pairs: str = of_benchmark("auto", choices=("auto", "heldout", "all"))
     report: bool = False  # also write output_dir/report.html
-    fid_statistics: str | None = None  # Table 2: cache of the real pictures' statistics; null: in root
+    fid_statistics: str | None = of_benchmark(None)  # Table 2: cache of the real pictures' statistics; null: in root
     dtype: str = setting("auto", choices=("auto", *DTYPES))  # of the GPT, as in editar.edit
     score_batch: int = setting(16, least=1)
     num_workers: int = setting(2, least=0)

@@ -17,6 +17,7 @@ FLOAT32 = 3.4e38
 def setting(default: Any, **limits: Any) -> Any:
     """A dataclass field with limits: `least` and `most` (inclusive), `above` and `below` (exclusive), `choices`.
 
+    `without`: characters that a text must not have.
     `may_change`: may differ when a run goes on. `text`: whether the command line takes it letter by letter; by
     default texts without choices.
     """
@@ -51,6 +52,8 @@ def _check(key: str, value: Any, spec: Field[Any]) -> None:
             check_choice(key, value, spec.metadata["choices"])
         elif not value.strip() and spec.default != "":
             raise ConfigError(f"{key} is empty; give a value or leave it out")
+        elif found := set(value) & set(spec.metadata.get("without", "")):
+            raise ConfigError(f"{key}={value} must not have {' '.join(sorted(found))} in it")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_number(key, value, spec.metadata)
 

@@ -96,7 +96,7 @@ class GPTConfig:
     """
 
     dim: int = setting(1280, least=1)
-    n_layer: int = setting(36, least=1)
+    n_layer: int = setting(36, least=1, most=1000)
     n_head: int = setting(20, least=1)
     n_kv_head: int | None = setting(None, least=1)
     multiple_of: int = setting(256, least=1)

@@ -69,6 +69,6 @@ class SamplingConfig:
 @dataclass
 class WandbConfig:
     enabled: bool = False
-    project: str = "editar"
+    project: str = setting("editar", without="/\\#?%:")
     name: str | None = None
     mode: str = setting("offline", choices=("offline", "online", "disabled", "shared"))

@@ -236,7 +236,7 @@ class BadRows:
         allowed = max(10.0, self.max_share * self.draws)  # a few bad rows at the start say nothing yet
         if self.bad > allowed:
             raise DataError(
-                f"{self.bad} of the first {self.draws} draws met bad rows, more than data.max_bad_share="
+                f"{self.bad} bad rows in the first {self.draws} draws, more than data.max_bad_share="
                 f"{self.max_share:g} allows (examples: {', '.join(sorted(self.known)[:3])})"
             )
 

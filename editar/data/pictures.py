@@ -90,11 +90,19 @@ def is_tar(path: Path) -> bool:
     return path.name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
+def check_end(tar: tarfile.TarFile) -> None:
+    """After the last member: whether the empty block is there that ends every tar. `tarfile` takes one that was cut
+    between two members for whole. Raises tarfile.ReadError."""
+    if tar.fileobj is None or tar.fileobj.tell() - tar.offset < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end mark after the last member")
+
+
 def tar_members(path: Path, suffixes: dict[str, str] | set[str]) -> list[TarMember]:
     """Files in a tar whose names end in one of `suffixes`. Raises DataError for one that is compressed or cut."""
     try:
         with tarfile.open(path, "r:") as tar:
             found = [info for info in tar if info.isfile() and Path(info.name).suffix.lower() in suffixes]
+            check_end(tar)
     except tarfile.TarError as error:
         raise DataError(f"{path}: not a whole uncompressed tar ({one_line(error)}); get it anew or unpack it") from None
     return [TarMember(path, f"{path.name}/{info.name}", info.offset_data, info.size) for info in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -44,6 +45,7 @@ class Benchmark(ABC):
     protocol   name and version of the way of measuring; numbers of other protocols are never put side by side
     tables     the paper's tables it belongs to, () = none
     networks   field of NetworkSources -> the columns that it scores
+    settings   those of EvalConfig's `of_benchmark` that it has; any other stops the start
     """
 
     name: ClassVar[str]
@@ -52,9 +54,15 @@ class Benchmark(ABC):
     tables: ClassVar[tuple[str, ...]] = ()
     networks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_root: ClassVar[bool] = True
+    settings: ClassVar[tuple[str, ...]] = ("root",)
 
     def __init__(self, cfg: EvalConfig) -> None:
         """Raises ConfigError or DataError."""
+        unset = EvalConfig()
+        for spec in fields(EvalConfig):
+            foreign, value = spec.name not in self.settings, getattr(cfg, spec.name)
+            if spec.metadata.get("of_benchmark") and foreign and value != getattr(unset, spec.name):
+                raise ConfigError(f"benchmark={self.name} has no {spec.name}, found {spec.name}={value}; leave it out")
         self.cfg, self.root = cfg, str(cfg.root or "")
         if self.needs_root and not cfg.root:
             raise ConfigError(f"benchmark={self.name} needs root=FOLDER")

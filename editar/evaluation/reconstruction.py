@@ -14,7 +14,7 @@ from tqdm import tqdm
 from editar.config import PicturesConfig, TokenizerConfig, from_plain, read_yaml
 from editar.data.pictures import Pictures
 from editar.data.sample import BadRow
-from editar.errors import CheckpointError, DataError
+from editar.errors import CheckpointError, ConfigError, DataError
 from editar.images import batch_to_tensor, resize_and_crop, save_image, to_uint8
 from editar.metrics.fid import Inception, frechet_distance, statistics
 from editar.metrics.pictures import Mapped
@@ -49,6 +49,8 @@ def score_reconstructions(
     used and the entropy of their use in nats; with clean-fid's Inception file also rFID. Pictures that cannot be read
     are named and left out. Raises CheckpointError, DataError."""
     model, trained = open_tokenizer(folder)
+    if size is not None and size % model.cfg.downsample:
+        raise ConfigError(f"size={size} is not divisible by the tokenizer's downsampling {model.cfg.downsample}")
     network = None if inception is None else Inception(inception, device)  # before the work
     side, pictures, bad = size or trained, Pictures(cfg), 0
     model.to(device)

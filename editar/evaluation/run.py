@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from editar.config import EvalConfig
+from editar.errors import ConfigError
 from editar.evaluation.benchmark import Benchmark
 from editar.evaluation.registry import benchmark_class
 from editar.generation.editors import open_editor
 from editar.generation.generate import generate_results, read_cost
+from editar.generation.manifest import MANIFEST
 from editar.generation.result_folder import ResultFolder
 from editar.metrics.networks import network_records, unofficial
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import distributed
 from editar.runtime.log import say
-from editar.tables.scores import Evaluation, write_evaluation
+from editar.tables.scores import FILE, Evaluation, load_evaluation, write_evaluation
 
 
 def evaluate(cfg: EvalConfig) -> Evaluation | None:
@@ -22,6 +24,7 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
     do not fit."""
     benchmark = benchmark_class(cfg.benchmark)(cfg)
     folder = Path(cfg.output_dir)
+    check_scores_stay(benchmark, folder)
     with distributed(cfg.device) as ranks:
         if cfg.stage != "score":
             editor = open_editor(cfg, ranks.device)
@@ -34,6 +37,19 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
     write_evaluation(evaluation, benchmark.tables, folder)
     benchmark.show(evaluation, folder)
     return evaluation
+
+
+def check_scores_stay(benchmark: Benchmark, folder: Path) -> None:
+    """Raises ConfigError where scores of another benchmark, or of the pictures in `folder`, would be replaced by those
+    of other pictures."""
+    foreign = benchmark.cfg.results is not None and (folder / MANIFEST).is_file()
+    if foreign and not any(
+        Path(path).resolve() in (folder.resolve(), (folder / "images").resolve())
+        for path in benchmark.cfg.named_results().values()
+    ):
+        raise ConfigError(f"{folder} holds pictures and is for their scores; choose another output_dir")
+    if (folder / FILE).is_file() and (found := load_evaluation(folder).benchmark) != benchmark.name:
+        raise ConfigError(f"{folder} holds scores of benchmark={found}; choose another output_dir")
 
 
 def score(benchmark: Benchmark) -> Evaluation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def edit_many(cfg: EditConfig, pipeline: EditPipeline) -> list[Path]:
     """Returns all files. A picture that cannot be read is named and left out; raises ImageError at the end if there
     was one, ConfigError before the first edit if a result of other settings is in the way."""
     edits = read_edits(cfg)
+    check_sources_stay(edits, cfg)
     names = ("fit", "region", "mask_dilate", "num_samples", "int8")
     made_with = describe_model(pipeline, cfg.checkpoint, cfg.lora) | {name: getattr(cfg, name) for name in names}
     stamps = {edit: stamp_of(edit, made_with) for edit in edits if edit.image.is_file()}
@@ -81,6 +83,14 @@ def read_edits(cfg: EditConfig) -> list[ListedEdit]:
     if not pictures:
         raise DataError(f"{cfg.image}: no pictures in this folder")
     return distinct([ListedEdit(path, cfg.instruction, None, out / f"{path.stem}.png") for path in pictures])
+
+
+def check_sources_stay(edits: list[ListedEdit], cfg: EditConfig) -> None:
+    """Raises ConfigError where a result would replace a picture or mask that is read."""
+    read = {os.path.realpath(path): path for edit in edits for path in (edit.image, edit.mask) if path is not None}
+    for file in (file for edit in edits for file in edit.files(cfg.num_samples)):
+        if (source := read.get(os.path.realpath(file))) is not None:
+            raise ConfigError(f"{source} is read, and never replaced; give another output=FOLDER")
 
 
 def read_lines(listing: Path, out: Path) -> list[ListedEdit]:

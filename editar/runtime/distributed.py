@@ -65,10 +65,10 @@ def distributed(device: str, timeout_s: int = 1800) -> Iterator[Ranks]:
 
     A process that waits for the others longer than `timeout_s` raises.
     """
-    size, rank = (whole_number(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if not 0 <= rank < size:
+    size, rank, local = (whole_number(*pair) for pair in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    if not 0 <= rank < size or local < 0:
         raise ConfigError(f"RANK={rank} of WORLD_SIZE={size} in the environment is no process; start with torchrun")
-    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = pick_device(device, local)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -60,8 +61,10 @@ def as_written(cls: type, override: str) -> str:
     its quotes. A key of an open section needs no plus sign. Raises ConfigError for `???`, which OmegaConf cannot hold,
     for a value without a key, and for a number where OmegaConf would take any as true."""
     key, given, text = override.partition("=")
-    if given and not key.strip("+~"):
-        raise ConfigError(f"{override}: a setting is KEY=VALUE")
+    if (given and not key.strip("+~")) or override.startswith("-"):
+        raise ConfigError(f"{override}: a setting is KEY=VALUE, and --help lists them")
+    if text.strip("'\" ") == "???":
+        raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     if given and is_open(cls, key):
         return f"++{override}"
     kind, free_text = kind_of(cls, key.lstrip("+"))
@@ -73,8 +76,6 @@ def as_written(cls: type, override: str) -> str:
         return override
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]:
         text = text[1:-1]
-    if text == "???":
-        raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     quoted = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(text)).replace("'", "\\'")
     return f"{key}='{quoted}'"
 
@@ -153,6 +154,9 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     """A mistake of the user's ends in one line and exit code 2, a stop signal in EXIT_STOPPED, Ctrl-C in 130; of any
     other error a line and exit code 1 remain, and the traceback in a file."""
     told = Told()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8, and is printed as it is
     try:
@@ -173,6 +177,11 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             _tell(program, error, f"{error.filename}: {error.strerror}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
+            _tell(program, error, f"what it prints could not be written: {error.strerror}")
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            name = str(error.object)[max(0, error.start - 40) : error.end + 40]
+            _tell(program, error, f"{name!a}: a name that is not UTF-8, which cannot be recorded; give another one")
         if out_of_memory(error):
             place = f"where it happened is in {told.write_traceback()}"
             advice = 'take less at once, as "Memory" in docs/troubleshooting.md says'
@@ -189,5 +198,6 @@ def _tell(program: str, error: Exception, text: str, code: int = 2) -> NoReturn:
         time.sleep(20)
     elif os.environ.get("RANK", "0") != "0":
         time.sleep(15)  # the first may need long to leave on a busy machine
+    text = text.replace("\n", "\\n")
     say(f"{program}: {text if len(text) <= LONGEST else f'{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}'}")
     raise SystemExit(code) from None

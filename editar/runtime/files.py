@@ -56,9 +56,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def spare_inputs(out: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise ConfigError if writing `out` would replace one of `inputs`, or a file in a folder among them."""
+    real = Path(os.path.realpath(out))
+    if real.exists() and any(place in (real, *real.parents) for place in map(Path, map(os.path.realpath, inputs))):
+        raise ConfigError(f"{out} is among what is read, and never replaced; give another name")
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic(path) as partial:
         partial.write_text(text)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises ValueError for what is no file, such as a pipe, which would wait for a writer."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    return path.read_bytes()
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -121,6 +135,8 @@ def tensors_crc(tensors: Mapping[str, torch.Tensor]) -> str:
 def weights_step(path: Path) -> int | None:
     """The training step in the header of a safetensors file; None where there is no such file or step."""
     try:
+        if not path.is_file():  # opening a pipe would wait for a writer
+            return None
         with safe_open(str(path), framework="pt") as file:
             return int((file.metadata() or {})["step"])
     except Exception:  # safetensors raises its own untyped errors; whatever it is, there is no step
@@ -185,6 +201,8 @@ def content_sum(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
+            if file.exists() and not file.is_file():
+                raise BenchmarkError(f"{file}: is no file; is the download complete?")
             digest.update(bytes.fromhex(checksum(file)))
         except OSError as error:
             raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
@@ -208,6 +226,11 @@ def check_run_folder(folder: Path, cfg: Any) -> None:
     if not path.is_file():
         return
     old, new = (_flat(asdict(config)) for config in (from_yaml(type(cfg), path), cfg))
+    inside = f"{old['output_dir']}/"  # a folder that was moved took what lies in it along
+    old = {
+        key: f"{folder}/{value[len(inside) :]}" if isinstance(value, str) and value.startswith(inside) else value
+        for key, value in old.items()
+    }
     free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
     changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
     if changed:
@@ -232,7 +255,7 @@ def read_starts(folder: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        starts = parse_json(path.read_bytes())
+        starts = parse_json(read_bytes(path))
     except ValueError as error:
         raise ConfigError(f"{path}: damaged ({one_line(error)}); remove it") from None
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -16,10 +17,12 @@ from typing import Any
 from editar.config import WandbConfig
 from editar.runtime.files import parse_json, write_text
 
+CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
 
 def say(text: str) -> None:
-    """One line for the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person at the terminal; what would steer the terminal, from a file's contents, is escaped."""
+    print(CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -68,7 +71,7 @@ class MetricLogger:
             self.run = _start_wandb(wandb, folder)
 
     def _keep_rows_before(self, start_step: int) -> None:
-        if self.path.exists():
+        if self.path.is_file():
             kept = [line for line, row in self._rows() if row["step"] <= start_step]
             write_text(self.path, "".join(line + "\n" for line in kept))
 
@@ -85,7 +88,7 @@ class MetricLogger:
 
     def has(self, step: int, name: str) -> bool:
         """Whether the file holds a row of `step` with `name`."""
-        if not self.active or not self.path.exists():
+        if not self.active or not self.path.is_file():
             return False
         return any(row["step"] == step and name in row for _, row in self._rows())
 

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 
 from editar.config import FITS, SamplingConfig, TrainConfig, check_choice, override, to_yaml
-from editar.errors import ConfigError
+from editar.errors import CheckpointError, ConfigError
 from editar.images import batch_to_tensor, resize_and_crop, to_tensor, to_uint8
 from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
@@ -296,8 +296,11 @@ class EditPipeline(
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, N) -> pictures (B, 3, S, S), not clamped."""
-        return torch.cat([self.tokenizer.decode(part) for part in codes.split(AT_ONCE)])
+        """Codes (B, N) -> pictures (B, 3, S, S), not clamped. Raises CheckpointError where a value is not finite."""
+        pictures = torch.cat([self.tokenizer.decode(part) for part in codes.split(AT_ONCE)])
+        if not torch.isfinite(pictures).all():  # waits for the GPU, as the copy of the pictures does next
+            raise CheckpointError("the tokenizer draws pixels that are not finite; its weights are damaged")
+        return pictures
 
     def _encode_padded(self, sources: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each source up to K pictures (k, S, S, 3) -> codes (B, K N), and (B, K) bool, True where there is none."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editar.errors import BenchmarkError
-from editar.runtime.files import parse_json, provenance, write_json
+from editar.errors import BenchmarkError, one_line
+from editar.runtime.files import parse_json, provenance, read_bytes, write_json
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables
 from editar.tables.statistics import Comparison, Mean, compare, means, means_by
@@ -185,9 +185,22 @@ def paired_table(evaluation: Evaluation) -> str:
 
 
 def _is_whole(row: dict[str, Any], names: set[str]) -> bool:
-    """Whether a row has an id, the numbers called `names`, and texts where its files are named."""
-    texts = (row.get("id"), row.get("source", ""), row.get("result", ""))
-    return names <= row.keys() and all(isinstance(text, str) for text in texts)
+    """Whether a row has an id, an instruction, the numbers called `names`, and texts where its files are named."""
+    return names <= row.keys() and _texts(
+        row.get("id"), row.get("instruction"), row.get("source", ""), row.get("result", "")
+    )
+
+
+def _texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _costs(records: Any) -> list[dict[str, float]]:
+    """Raises ValueError for what `note_cost` did not write."""
+    for record in records:
+        if not all(isinstance(record[name], (int, float)) for name in ("images", "passes_per_image", "codes_per_pass")):
+            raise ValueError("a cost that is no number")
+    return list(records)
 
 
 def load_evaluation(path: str | Path) -> Evaluation:
@@ -195,24 +208,29 @@ def load_evaluation(path: str | Path) -> Evaluation:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     try:
-        raw = parse_json(file.read_bytes())
+        raw = parse_json(read_bytes(file))
         columns, methods = [Column(**column) for column in raw["columns"]], []
         names = {column.name for column in columns}
         for name, entry in raw["methods"].items():
             rows = [{k: _number(v) if k in names else v for k, v in row.items()} for row in entry["rows"]]
             whole = {key: _number(value) for key, value in entry["whole"].items()}
-            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], entry.get("cost", []))
+            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], _costs(entry.get("cost", [])))
             methods.append(MethodScores(name, entry["results"], rows, *own))
             if not rows or not all(_is_whole(row, names - whole.keys()) for row in rows):
                 raise ValueError("no rows, or one without id or column, or with a file that is no text")
         if not methods or not {column.better for column in columns} <= {"lower", "higher"}:
             raise ValueError("no methods, or a column without a better side")
         settings = (raw["benchmark"], raw["protocol"], raw["root"])
+        named = [text for column in columns for text in (column.name, column.title, column.unit)]
+        if not _texts(*settings, *named, *raw["missing_columns"], *raw["missing_columns"].values()):
+            raise ValueError("a name that is no text")
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BenchmarkError(f"{file}: not a scores.json of this version ({error!r}); score the folder again") from None
+        raise BenchmarkError(
+            f"{file}: not a scores.json of this version ({one_line(error)}); score the folder again"
+        ) from None
 
 
 def _number(value: Any) -> float:

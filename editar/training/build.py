@@ -27,7 +27,7 @@ from editar.training.losses import Objective
 from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
-from editar.weights.adapter import ADAPTER_FILES, adapt, adapter_weights, base_of, check_base
+from editar.weights.adapter import ADAPTER_FILES, FILES, adapt, adapter_weights, base_of, check_base
 from editar.weights.load import load_gpt, load_vq, vq_checksum
 from editar.weights.run_checkpoint import latest_checkpoint
 
@@ -63,6 +63,8 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     at_once, newest = micro_batch(cfg, ranks.size), latest_checkpoint(folder)
     if newest is not None and cfg.resume == "never":
         raise ConfigError(f"{folder} already holds {newest.name} and resume=never; choose another output_dir")
+    if newest is None:
+        check_no_weights(folder)
     encoders = Encoders.build(cfg, ranks.device)
     if ranks.is_main:
         check_disk(cfg)
@@ -102,6 +104,16 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
         checkpointer=Checkpointer(folder, ranks, cfg.keep_checkpoints, cfg.keep_every, cfg.async_checkpoints, file),
         start=start,
     )
+
+
+def check_no_weights(folder: Path) -> None:
+    """Raises ConfigError for a folder with weights of a training that it does not hold, which a new one would
+    replace."""
+    if found := [name for name in (FILES[1], ADAPTER_FILES[1]) if (folder / name).exists()]:
+        raise ConfigError(
+            f"{folder} holds {found[0]}, but no checkpoint to go on from, and a new training would replace it; choose "
+            f"another output_dir, with init_from={folder} to begin with these weights"
+        )
 
 
 def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, ranks: Ranks) -> NewestWeights:

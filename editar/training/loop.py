@@ -184,6 +184,7 @@ def skip_step(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
     everyone = [name for part in run.ranks.gather(ids) for name in part]
     what = f"step {step + 1}: {', '.join(unfit)} not finite, weights left as they were; samples {', '.join(everyone)}"
     if len(run.skipped) > run.cfg.skip_nonfinite:
+        run.checkpointer.finish()  # the last good step may still be on its way to the disk
         newest = latest_checkpoint(run.folder)
         raise TrainingError(
             f"{what}. The last checkpoint is {newest.name if newest else 'none'}; look at these samples, lower the "

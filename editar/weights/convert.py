@@ -22,7 +22,7 @@ from editar.runtime.entry import load_config
 from editar.runtime.files import atomic, check_state, checksum, parse_json, save_weights, write_json, write_text
 from editar.runtime.manifest import load_manifest
 from editar.weights.adapter import adapter_folder, adapter_header, open_run
-from editar.weights.load import gpt_advice, judge, read_tokenizer, vq_advice
+from editar.weights.load import check_values, gpt_advice, judge, read_tokenizer, vq_advice
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
 
@@ -70,6 +70,7 @@ def _import(
     keep_optimizer: bool,
 ) -> WeightsInfo:
     state, info = read_checkpoint(source)
+    check_values(state, info.source)
     codes, found = read_tokenizer(tokenizer) if tokenizer is not None else ({}, None)
     cfg = gpt_config(info, overrides, folder, tokenizer_settings(found)) if info.kind != "vq" else None
     if cfg is not None and found is not None:

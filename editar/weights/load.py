@@ -111,10 +111,17 @@ def copy_into(
 ) -> LoadReport:
     """Judge every key, then copy all or nothing."""
     report = judge(module, state, info, strict, advice, problems)
-    if unfit := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-        raise CheckpointError(f"{info.source}: not finite: {some(unfit)}; the training that made it went wrong")
+    check_values(state, info.source)
     module.load_state_dict({key: value for key, value in state.items() if key not in report.ignored}, strict=False)
     return report
+
+
+def check_values(state: State, source: str) -> None:
+    """Raises CheckpointError for weights that are no real numbers, or not finite."""
+    if unfit := [key for key, value in state.items() if not value.is_floating_point()]:
+        raise CheckpointError(f"{source}: no floating-point weights: {some(unfit)}")
+    if unfit := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise CheckpointError(f"{source}: not finite: {some(unfit)}; the training that made it went wrong")
 
 
 def judge(

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from editar.data.pictures import check_end
 from editar.data.prepare.seed import LARGEST
 from editar.errors import DataError, one_line
 
@@ -65,6 +66,7 @@ class TarInput:
                         file = tar.extractfile(info) if read and info.size <= LARGEST else None
                         yield f"{folder}/{stem}" if folder else stem, part, b"" if file is None else file.read()
                     tar.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
+                check_end(tar)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{self.path}: damaged or cut short ({one_line(error)}); get it anew") from None
 

@@ -42,6 +42,7 @@ class OwnPairs(Benchmark):
     """All pairs of the folder or, where the checkpoint was trained on it, those that its training held out."""
 
     name, title, protocol, networks, needs_root = "folder", "Own pairs", "pairs-v1", NETWORKS, False
+    settings = ("root", "prompt", "rows", "pairs")
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)

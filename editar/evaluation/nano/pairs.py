@@ -22,6 +22,7 @@ class NanoPairsBenchmark(Nano):
     """The held-out pairs of scenes of `data_seed`."""
 
     name, title, protocol, world = "nano_pairs", "Nano world, two pictures", "nano-pairs-v1", NanoPairs
+    settings = ("samples", "data_seed", "second")
 
     def pictures(self) -> list[list[np.ndarray]]:
         """What the model is given of each sample, one or two of (64, 64, 3) uint8."""

@@ -36,6 +36,7 @@ class Nano(Benchmark):
     """The held-out scenes of `data_seed`, by default of the seed that the checkpoint was trained with."""
 
     name, title, protocol, needs_root = "nano", "Nano world", PROTOCOL, False
+    settings = ("samples", "data_seed", "shuffle_instructions")
     world: type[NanoWorld] = NanoWorld
 
     def __init__(self, cfg: EvalConfig) -> None:

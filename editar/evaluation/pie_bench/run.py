@@ -24,7 +24,7 @@ from editar.tables.scores import MethodScores
 
 
 class PieBench(Benchmark):
-    name, title = "pie_bench", "PIE-Bench"
+    name, title, settings = "pie_bench", "PIE-Bench", ("root", "evaluator")
     tables, networks = ("table1", "table3"), NETWORKS
     load_result = staticmethod(load_result)
 

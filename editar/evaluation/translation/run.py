@@ -44,6 +44,7 @@ class Translation(Benchmark):
     tables = ("table2", "supplement_c")
     source: ClassVar[str]  # its training set's name in configs/source, which has the prompt
     caption_column: ClassVar[str] = "text"
+    settings: ClassVar[tuple[str, ...]] = ("root", "protocol", "prompt", "rows", "fid_statistics")
 
     def __init__(self, cfg: EvalConfig) -> None:
         super().__init__(cfg)
@@ -104,6 +105,7 @@ class Depth(Translation):
 
 class Canny(Translation):
     name, title, source = "canny", "Edges to picture", "multigen_canny"
+    settings = (*Translation.settings, "canny")
     networks: ClassVar = FID["canny"]
 
     def __init__(self, cfg: EvalConfig) -> None:

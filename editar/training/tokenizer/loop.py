@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from editar.config import TokenizerTrainConfig
 from editar.data.pictures import PictureBatch
-from editar.errors import TrainingError
+from editar.errors import ConfigError, TrainingError
 from editar.images import contact_sheet, save_image, to_uint8
 from editar.runtime.files import some, write_json, write_run_folder
 from editar.runtime.log import MetricLogger, say
@@ -72,8 +72,11 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
 
 
 def is_finished(folder: Path, cfg: TokenizerTrainConfig) -> bool:
-    newest = latest_checkpoint(folder)
-    return step_of(newest) >= cfg.steps if newest else (folder / FILE.name).is_file()  # older runs left no checkpoint
+    """Raises ConfigError for weights without a config.yaml that says whose they are."""
+    newest, weights = latest_checkpoint(folder), folder / FILE.name
+    if newest is None and weights.is_file() and not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{weights} is of no training in this folder; choose another output_dir")
+    return step_of(newest) >= cfg.steps if newest else weights.is_file()  # older runs left no checkpoint
 
 
 def first_line(run: TokenizerRun) -> str:
