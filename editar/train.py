@@ -4,14 +4,14 @@ from editar.config import TrainConfig
 from editar.runtime.entry import run
 
 
-def start(cfg: TrainConfig) -> None:
+def run_training(cfg: TrainConfig) -> None:
     from editar.training.loop import train  # here, because the help text needs no torch
 
     train(cfg)
 
 
 def main() -> None:
-    run(TrainConfig, "train", start)
+    run(TrainConfig, "train", run_training)
 
 
 if __name__ == "__main__":

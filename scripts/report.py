@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from editar.config import check_utf8
 from editar.errors import ConfigError
 from editar.report.merge import load_scored
 from editar.report.page import PICTURES, write_comparison
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.out.suffix != ".html":
         raise ConfigError(f"--out {options.out}: the page is a .html")
+    check_utf8("--title", options.title)
     scored = [load_scored(argument) for argument in options.scored]
     write_comparison(scored, options.out, options.title, options.pictures)
 

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs}
-OUT=${OUT:-runs/reference}  # a new folder
+OUT=${OUT:-$RUNS/reference}  # a new folder
 TOKENIZER="$RUNS/nano_tokenizer"
 
 $PYTHON -m editar.train_tokenizer output_dir="$TOKENIZER"

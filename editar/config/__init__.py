@@ -13,7 +13,7 @@ from editar.config.data import DataConfig, DropConfig, NanoDataConfig, PicturesC
 from editar.config.editing import FITS, AppConfig, EditConfig
 from editar.config.entries import EvalConfig, TokenizerTrainConfig, TrainConfig
 from editar.config.evaluation import NetworkSources
-from editar.config.fields import check_choice, is_open, kind_of
+from editar.config.fields import check_choice, check_utf8, is_open, kind_of
 from editar.config.model import GPTConfig, RopeConfig, TeacherConfig, TextConfig, TokenizerConfig
 from editar.config.plain import CONFIG_DIR, from_plain, plain_training
 from editar.config.training import LoraConfig, LossConfig, OptimConfig, SamplingConfig, WandbConfig

@@ -51,6 +51,8 @@ class BaselineConfig:
     def check(self, benchmark: str, stage: str) -> None:
         """Whether it can do that stage of that benchmark. Raises ConfigError."""
         if not self.given:
+            if self != BaselineConfig():
+                raise ConfigError("settings of baseline.* are given, but no baseline=NAME; leave them out")
             return
         if benchmark not in self.benchmarks:
             raise ConfigError(f"baseline {self.method} is for {', '.join(self.benchmarks)}, not benchmark={benchmark}")

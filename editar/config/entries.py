@@ -36,7 +36,7 @@ class TrainConfig:
     `micro_batch` samples at once and accumulates gradients over the rest of its share.
     """
 
-    output_dir: str = may_change(MISSING)
+    output_dir: str = may_change(MISSING, recorded=True)
     seed: int = setting(0, least=0)
     image_size: int = setting(512, least=1)
     steps: int = may_change(40000, least=1)  # moves the end of a decaying learning rate
@@ -124,7 +124,7 @@ class TokenizerTrainConfig:
     `batch_size` holds on any number of processes that divides it.
     """
 
-    output_dir: str = may_change(MISSING)
+    output_dir: str = may_change(MISSING, recorded=True)
     seed: int = setting(0, least=0)
     image_size: int = setting(64, least=1)
     steps: int = may_change(1500, least=1)  # moves the end of a decaying learning rate, and of the restarts
@@ -187,12 +187,12 @@ class EvalConfig:
 
     checkpoint: str | None = None
     lora: str | None = None  # an adapter trained on the checkpoint, as in editar.edit
-    output_dir: str = MISSING
+    output_dir: str = setting(MISSING, recorded=True)
     benchmark: str = setting("nano", text=False)
     root: str | None = of_benchmark(None)
     stage: str = setting("all", choices=("all", "generate", "score"))
     results: Any = field(default=None, metadata={"text": True})
-    method: str = ""
+    method: str = setting("", recorded=True)
     samples: int = of_benchmark(240, least=1)  # nano
     data_seed: int | None = of_benchmark(None, least=0)  # nano: of the held-out samples; null: the checkpoint's, else 0
     shuffle_instructions: bool = of_benchmark(False)  # nano

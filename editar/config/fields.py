@@ -17,7 +17,7 @@ FLOAT32 = 3.4e38
 def setting(default: Any, **limits: Any) -> Any:
     """A dataclass field with limits: `least` and `most` (inclusive), `above` and `below` (exclusive), `choices`.
 
-    `without`: characters that a text must not have.
+    `without`: characters that a text must not have. `recorded`: a text that goes into files, which are UTF-8.
     `may_change`: may differ when a run goes on. `text`: whether the command line takes it letter by letter; by
     default texts without choices.
     """
@@ -27,6 +27,13 @@ def setting(default: Any, **limits: Any) -> Any:
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}")
+
+
+def check_utf8(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{key}={text!a} is not UTF-8, as what records it must be; give another name") from None
 
 
 def check_fields(cfg: Any, prefix: str = "") -> None:
@@ -54,6 +61,8 @@ def _check(key: str, value: Any, spec: Field[Any]) -> None:
             raise ConfigError(f"{key} is empty; give a value or leave it out")
         elif found := set(value) & set(spec.metadata.get("without", "")):
             raise ConfigError(f"{key}={value} must not have {' '.join(sorted(found))} in it")
+        if spec.metadata.get("recorded"):
+            check_utf8(key, value)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_number(key, value, spec.metadata)
 

@@ -8,6 +8,7 @@ FILE.json                    {"id": "path of the picture", ...}, paths relative 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class ResultFolder:
         found, missing = dict[str, Path](), []
         for id, name in names.items():
             try:
-                found[id] = self.path(id, name).resolve()
+                found[id] = Path(os.path.realpath(self.path(id, name)))
             except BenchmarkError as error:
                 missing.append((name, error))
         if missing:
@@ -82,7 +83,9 @@ class ResultFolder:
         else:
             known = set(found.values())
             files = [path for path in sorted(self.root.rglob("*")) if path.is_file() and path.name[0] != "."]
-            extra = [path for path in files if path != self.root / MANIFEST and path.resolve() not in known]
+            extra = [
+                path for path in files if path != self.root / MANIFEST and Path(os.path.realpath(path)) not in known
+            ]
         if extra:
             text = f"{len(extra)} files belong to no picture of the benchmark, first {extra[0]}"
             raise BenchmarkError(f"{self.source}: {text}")
@@ -107,7 +110,7 @@ def check_once(file: Path, map: dict[str, Path]) -> None:
     """Two ids on one picture would score it twice. Raises BenchmarkError that names `file` and both."""
     seen: dict[Path, str] = {}
     for id, path in map.items():
-        if (first := seen.setdefault(path.resolve(), id)) != id:
+        if (first := seen.setdefault(Path(os.path.realpath(path)), id)) != id:
             raise BenchmarkError(f"{file}: ids {first} and {id} both point to {path}; each needs its own picture")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from editar.config import check_utf8
 from editar.errors import BenchmarkError
 from editar.evaluation.registry import benchmark_class
 from editar.tables.paper_rows import paper_tables
@@ -31,6 +32,7 @@ def load_scored(argument: str) -> ScoredFolder:
     name, equals, path = argument.partition("=")
     if not equals or Path(argument).exists():
         return ScoredFolder(argument, load_evaluation(argument))
+    check_utf8("the method's name", name)
     evaluation = load_evaluation(path)
     if len(evaluation.methods) != 1:
         raise BenchmarkError(f"{argument}: {path} holds {len(evaluation.methods)} methods, so {name} would name none")

@@ -63,7 +63,7 @@ def as_written(cls: type, override: str) -> str:
     key, given, text = override.partition("=")
     if (given and not key.strip("+~")) or override.startswith("-"):
         raise ConfigError(f"{override}: a setting is KEY=VALUE, and --help lists them")
-    if text.strip("'\" ") == "???":
+    if text in ("???", "'???'", '"???"'):
         raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     if given and is_open(cls, key):
         return f"++{override}"

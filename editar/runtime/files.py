@@ -227,12 +227,14 @@ def check_run_folder(folder: Path, cfg: Any) -> None:
         return
     old, new = (_flat(asdict(config)) for config in (from_yaml(type(cfg), path), cfg))
     inside = f"{old['output_dir']}/"  # a folder that was moved took what lies in it along
-    old = {
-        key: f"{folder}/{value[len(inside) :]}" if isinstance(value, str) and value.startswith(inside) else value
+    moved = {
+        key: f"{folder}/{value[len(inside) :]}"
         for key, value in old.items()
+        if isinstance(value, str) and value.startswith(inside)
     }
     free = {field.name for field in fields(cfg) if field.metadata.get("may_change")}
-    changed = [key for key in {**old, **new} if key.split(".")[0] not in free and old.get(key) != new.get(key)]
+    kept = [key for key in {**old, **new} if key.split(".")[0] not in free]
+    changed = [key for key in kept if new.get(key) not in (old.get(key), moved.get(key, old.get(key)))]
     if changed:
         listed = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3])
         raise ConfigError(

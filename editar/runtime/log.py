@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from editar.config import WandbConfig
+from editar.errors import ConfigError
 from editar.runtime.files import parse_json, write_text
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -66,6 +67,8 @@ class MetricLogger:
         self._waited_s = 0.0
         if not active:
             return
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path} is no file; remove it")
         self._keep_rows_before(start_step)
         if wandb is not None and wandb.enabled:
             self.run = _start_wandb(wandb, folder)

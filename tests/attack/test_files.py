@@ -203,7 +203,7 @@ def test_a_git_that_fails_or_says_nonsense(
 
 def test_an_export_onto_itself_or_of_damaged_starts_is_refused_and_harms_nothing(run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(ConfigError, match="is the run itself"):
+    with pytest.raises(CheckpointError, match="exists already"):
         export(run, run)
     (run / "provenance.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"provenance\.json: damaged"):

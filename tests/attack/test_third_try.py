@@ -24,8 +24,11 @@ from editar.edit import edit
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError, TrainingError
 from editar.evaluation.registry import benchmark_class, benchmarks
 from editar.evaluation.run import evaluate
+from editar.generation.result_folder import check_once
+from editar.report.merge import load_scored
 from editar.runtime.entry import load_config, told_in_one_line
 from editar.runtime.files import load_weights, read_starts, save_weights
+from editar.runtime.log import MetricLogger
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
 from editar.training.loop import train
@@ -160,6 +163,8 @@ def test_a_benchmark_refuses_settings_of_others() -> None:
 def test_other_settings_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="the nano world's pictures have 64 pixels"):
         load_config(TokenizerTrainConfig, "train_tokenizer", ["output_dir=x", "image_size=128"])
+    with pytest.raises(ConfigError, match=r"baseline\.\* are given, but no baseline=NAME"):
+        load_config(EvalConfig, "eval", ["checkpoint=x", "output_dir=x", "baseline.size=256"])
     with pytest.raises(ConfigError, match=r"wandb\.project=a/b must not have / in it"):
         load_config(TrainConfig, "train", ["output_dir=x", "wandb.project=a/b"])
     with pytest.raises(ConfigError, match=r"text\.extra_words: .* is not one word"):
@@ -255,7 +260,7 @@ def test_the_last_good_step_is_kept_when_the_next_is_not_finite(tiny_tokenizer: 
 
 
 def test_pipes_are_not_waited_for(tiny_run: Path, tmp_path: Path) -> None:
-    for name in ("scores.json", "config.yaml", "provenance.json"):
+    for name in ("scores.json", "config.yaml", "provenance.json", "metrics.jsonl"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(BenchmarkError, match=r"scores\.json is no file"):
         load_evaluation(tmp_path)
@@ -263,6 +268,8 @@ def test_pipes_are_not_waited_for(tiny_run: Path, tmp_path: Path) -> None:
         from_yaml(TrainConfig, tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"provenance\.json: damaged .*is no file"):
         read_starts(tmp_path)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is no file; remove it"):
+        MetricLogger(tmp_path, 1)
 
 
 def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
@@ -296,6 +303,18 @@ def test_scores_with_bad_types_or_bytes(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError) as told:
         load_evaluation(tmp_path)
     assert len(str(told.value)) < 500
+
+
+def test_links_and_names_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    check_once(tmp_path, {"0": tmp_path / "a.png"})
+    name = os.fsdecode(b"\xff")
+    for key in ("output_dir", "method"):
+        given = {"checkpoint": "x", "output_dir": "x"} | {key: name}
+        with pytest.raises(ConfigError, match=rf"{key}='.udcff' is not UTF-8"):
+            load_config(EvalConfig, "eval", [f"{key}={value}" for key, value in given.items()])
+    with pytest.raises(ConfigError, match=r"the method's name='.udcff' is not UTF-8"):
+        load_scored(f"{name}={tmp_path}")
 
 
 def test_surroundings_that_were_tracebacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def test_too_many_bad_rows_stop_the_run(capsys: pytest.CaptureFixture[str]) -> N
     bad = replace(good, replaced=(("pipe/7", "torn"),))
     for draw in range(1000, 1010):
         bad_rows.check(collate([(draw, bad)]))
-    with pytest.raises(DataError, match=r"11 of the first 1011 draws met bad rows, more than data.max_bad_share=0.01"):
+    with pytest.raises(DataError, match=r"11 bad rows in the first 1011 draws, more than data.max_bad_share=0.01"):
         bad_rows.check(collate([(1010, bad)]))
     assert capsys.readouterr().err.count("pipe/7") == 1
 
