@@ -19,5 +19,5 @@ $PYTHON -m editar.train output_dir="$RUNS/nano" tokenizer.weights="$TOKENIZER" \
 $PYTHON scripts/export_run.py "$RUNS/nano" "$OUT/nano" --decoder "${TOKENIZER}_decoder"
 $PYTHON -m editar.train data=nano_pairs init_from="$OUT/nano" tokenizer.weights="$OUT/nano" output_dir="$RUNS/nano_pairs" \
   data.train_samples=64000 'data.shape_counts=[1,2,2,3]' data.sources.nano_pairs.weight=3 drop.each_image=0.05 \
-  steps=12000 precision=bf16 log_every=100 eval_every=1000
+  steps=10000 precision=bf16 log_every=100 eval_every=1000
 $PYTHON scripts/export_run.py "$RUNS/nano_pairs" "$OUT/nano_pairs"
