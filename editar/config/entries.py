@@ -199,9 +199,8 @@ class EvalConfig:
     second: str = of_benchmark("given", choices=("given", "none", "other", "swapped"))  # nano_pairs: the second picture
     protocol: str = of_benchmark("editar", choices=("editar", "editar-aligned", "controlnet++"))  # Table 2
     canny: CannyConfig = field(default_factory=CannyConfig, metadata={"of_benchmark": True})  # Table 2
-    evaluator: str = of_benchmark(
-        "current", choices=("current", "2023")
-    )  # PIE-Bench: libraries of EditAR, of PnPInversion
+    # PIE-Bench: libraries of EditAR, of PnPInversion
+    evaluator: str = of_benchmark("current", choices=("current", "2023"))
     prompt: str | None = of_benchmark(None)  # Table 2: the instruction with {} for the caption; null: EditAR's
     rows: int | None = of_benchmark(None, least=1)  # Table 2 and folder: only the first rows
     # folder: the pairs that the checkpoint's training held out, or all; auto: the former where it was trained on them

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from editar.config import EvalConfig
-from editar.errors import ConfigError
+from editar.errors import BenchmarkError, ConfigError
 from editar.evaluation.benchmark import Benchmark
 from editar.evaluation.registry import benchmark_class
 from editar.generation.editors import open_editor
@@ -16,7 +17,7 @@ from editar.metrics.networks import network_records, unofficial
 from editar.runtime.device import pick_device
 from editar.runtime.distributed import distributed
 from editar.runtime.log import say
-from editar.tables.scores import FILE, Evaluation, load_evaluation, write_evaluation
+from editar.tables.scores import Evaluation, load_evaluation, write_evaluation
 
 
 def evaluate(cfg: EvalConfig) -> Evaluation | None:
@@ -42,13 +43,14 @@ def evaluate(cfg: EvalConfig) -> Evaluation | None:
 def check_scores_stay(benchmark: Benchmark, folder: Path) -> None:
     """Raises ConfigError where scores of another benchmark, or of the pictures in `folder`, would be replaced by those
     of other pictures."""
-    foreign = benchmark.cfg.results is not None and (folder / MANIFEST).is_file()
-    if foreign and not any(
-        Path(path).resolve() in (folder.resolve(), (folder / "images").resolve())
-        for path in benchmark.cfg.named_results().values()
-    ):
+    own = {os.path.realpath(folder), os.path.realpath(folder / "images")}
+    if (folder / MANIFEST).is_file() and own.isdisjoint(map(os.path.realpath, benchmark.cfg.named_results().values())):
         raise ConfigError(f"{folder} holds pictures and is for their scores; choose another output_dir")
-    if (folder / FILE).is_file() and (found := load_evaluation(folder).benchmark) != benchmark.name:
+    try:
+        found = load_evaluation(folder).benchmark
+    except BenchmarkError:  # there are none, or damaged ones, which new ones may replace
+        return
+    if found != benchmark.name:
         raise ConfigError(f"{folder} holds scores of benchmark={found}; choose another output_dir")
 
 

@@ -108,7 +108,9 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
 
 def check_no_weights(folder: Path) -> None:
     """Raises ConfigError for a folder with weights of a training that it does not hold, which a new one would
-    replace."""
+    replace. One that was stopped within its first checkpoint has weights too, and a folder for checkpoints."""
+    if (folder / "checkpoints").is_dir():
+        return
     if found := [name for name in (FILES[1], ADAPTER_FILES[1]) if (folder / name).exists()]:
         raise ConfigError(
             f"{folder} holds {found[0]}, but no checkpoint to go on from, and a new training would replace it; choose "

@@ -81,6 +81,9 @@ def test_a_training_does_not_replace_weights_that_it_cannot_go_on_from(
     with pytest.raises(ConfigError, match=r"holds model\.safetensors, but no checkpoint .* init_from="):
         train(moved(run))
     assert contents(run) == before
+    (run / "checkpoints").mkdir()  # as a training that was stopped within its first checkpoint
+    assert latest_checkpoint(train(moved(run))) is not None
+    shutil.rmtree(run / "checkpoints")
     (run / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"model\.safetensors is of no training in this folder"):
         train_tokenizer(load_config(TokenizerTrainConfig, "train_tokenizer", [f"output_dir={run}"]))
@@ -106,6 +109,7 @@ def test_scores_of_something_else_are_not_replaced(tiny_run: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="holds scores of benchmark=nano"):
         evaluate(load_config(EvalConfig, "eval", other))
     assert contents(tmp_path / "a") == before
+    (tmp_path / "a/scores.json").write_text("{")  # damaged ones may be replaced
     again = [f"results={tmp_path / 'a/images'}", "data_seed=0", "samples=2", f"output_dir={tmp_path / 'a'}"]
     assert evaluate(load_config(EvalConfig, "eval", again)) is not None
 
