@@ -6,10 +6,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from editar.evaluation.registry import benchmark_class, benchmarks
 from editar.evaluation.run import evaluate
 from editar.generation.result_folder import check_once
 from editar.report.merge import load_scored
+from editar.runtime.distributed import distributed
 from editar.runtime.entry import load_config, told_in_one_line
 from editar.runtime.files import load_weights, read_starts, save_weights
 from editar.runtime.log import MetricLogger
@@ -35,7 +38,7 @@ from editar.training.loop import train
 from editar.training.tokenizer.loop import train_tokenizer
 from editar.weights.convert import import_weights
 from editar.weights.run_checkpoint import latest_checkpoint
-from tests.helpers.tiny import ROOT, run_module, tiny_overrides, train_config
+from tests.helpers.tiny import ROOT, tiny_overrides, train_config
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,16 +50,25 @@ def bare(run: Path, folder: Path) -> Path:
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "codes", "samples"))
 
 
-def one_line(module: str, *arguments: str) -> str:
-    done = run_module(module, *arguments)
-    assert done.returncode == 2, done.stderr
-    return done.stderr.splitlines()[-1]
+@pytest.fixture
+def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a script in this process -> what it printed to stderr before it left with exit code 2."""
+
+    def run(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run
 
 
 # --- nothing that is read, or belongs to something else, is replaced ------------------------------------------------
 
 
-def test_an_export_takes_a_new_folder(tiny_run: Path, tmp_path: Path) -> None:
+def test_an_export_takes_a_new_folder(tiny_run: Path, tmp_path: Path, one_line: Callable[..., str]) -> None:
     run = bare(tiny_run, tmp_path / "run")
     before = contents(run)
     assert "exists already" in one_line("scripts/export_run.py", str(tiny_run), str(run))
@@ -114,7 +126,7 @@ def test_scores_of_something_else_are_not_replaced(tiny_run: Path, tmp_path: Pat
     assert evaluate(load_config(EvalConfig, "eval", again)) is not None
 
 
-def test_scripts_do_not_write_over_what_they_read(tiny_run: Path, tmp_path: Path) -> None:
+def test_scripts_do_not_write_over_what_they_read(tiny_run: Path, tmp_path: Path, one_line: Callable[..., str]) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(pictures / "a.png")
@@ -164,7 +176,7 @@ def test_a_benchmark_refuses_settings_of_others() -> None:
                     benchmark_class(name)(cfg)
 
 
-def test_other_settings_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_without_effect(one_line: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="the nano world's pictures have 64 pixels"):
         load_config(TokenizerTrainConfig, "train_tokenizer", ["output_dir=x", "image_size=128"])
     with pytest.raises(ConfigError, match=r"baseline\.\* are given, but no baseline=NAME"):
@@ -276,10 +288,10 @@ def test_pipes_are_not_waited_for(tiny_run: Path, tmp_path: Path) -> None:
         MetricLogger(tmp_path, 1)
 
 
-def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
+def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path, one_line: Callable[..., str]) -> None:
     torch.save({"model": {"\n\x1b[31mOWNED": torch.zeros(1)}}, tmp_path / "w.pt")
-    done = run_module("scripts/convert_weights.py", str(tmp_path / "w.pt"), str(tmp_path / "out"))
-    assert done.returncode == 2 and "\x1b" not in done.stderr and len(done.stderr.splitlines()) == 1
+    told = one_line("scripts/convert_weights.py", str(tmp_path / "w.pt"), str(tmp_path / "out"))
+    assert "OWNED" in told and "\x1b" not in told and len(told.splitlines()) == 1
 
 
 def test_scores_with_bad_types_or_bytes(tmp_path: Path) -> None:
@@ -321,7 +333,9 @@ def test_links_and_names_that_lead_nowhere(tmp_path: Path) -> None:
         load_scored(f"{name}={tmp_path}")
 
 
-def test_surroundings_that_were_tracebacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_surroundings_that_were_tracebacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ends(error: BaseException) -> str:
         with pytest.raises(SystemExit) as end:
             raise_in_entry(error)
@@ -336,9 +350,13 @@ def test_surroundings_that_were_tracebacks(tmp_path: Path, capsys: pytest.Captur
     work.mkdir()
     command = f"PYTHONPATH={ROOT} {sys.executable} -m editar.train output_dir=x"
     assert in_shell(f"cd {work}; rmdir {work}; {command}") == "the working directory does not exist any more"
-    assert in_shell(f"cd {tmp_path}; LOCAL_RANK=zero {command}") == "LOCAL_RANK=zero in the environment is no number"
-    silent = f"cd {tmp_path}; ({command} tokenizer.weights=nowhere 2>&-); echo code: $? >&2; exit 2"
+    silent = (
+        f"cd {tmp_path}; (PYTHONPATH={ROOT} {sys.executable} -m editar.edit image=x 2>&-); echo code: $? >&2; exit 2"
+    )
     assert in_shell(silent) == "2"
+    monkeypatch.setenv("LOCAL_RANK", "zero")
+    with pytest.raises(ConfigError, match="LOCAL_RANK=zero in the environment is no number"), distributed("cpu"):
+        pass
 
 
 def raise_in_entry(error: BaseException) -> None:
