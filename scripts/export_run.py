@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from editar.config import read_yaml
+from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml, read_yaml
 from editar.errors import CheckpointError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, read_starts, save_weights, write_text
@@ -30,7 +30,9 @@ def export(run: Path, out: Path, decoder: Path | None = None) -> None:
     other codes than the run's tokenizer, or `out` exists."""
     starts = read_starts(run)
     states = {WEIGHTS[0]: load_weights(run / WEIGHTS[0])}
-    if "gpt" in read_yaml(run / "config.yaml"):
+    is_gpt = "gpt" in read_yaml(run / "config.yaml")
+    from_yaml(TrainConfig if is_gpt else TokenizerTrainConfig, run / "config.yaml")  # a damaged one is not passed on
+    if is_gpt:
         states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
     if decoder is not None:
         tokenizer = list(states)[-1]  # the only file of a tokenizer's run

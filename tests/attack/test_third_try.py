@@ -73,6 +73,10 @@ def test_an_export_takes_a_new_folder(tiny_run: Path, tmp_path: Path, one_line: 
     before = contents(run)
     assert "exists already" in one_line("scripts/export_run.py", str(tiny_run), str(run))
     assert contents(run) == before
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text[: text.index("\noptim:") + 1])
+    assert "ends early" in one_line("scripts/export_run.py", str(run), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_a_folder_are_not_replaced(tiny_run: Path, tmp_path: Path) -> None:
