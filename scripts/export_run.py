@@ -17,8 +17,7 @@ from safetensors import safe_open
 from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml, read_yaml
 from editar.errors import CheckpointError
 from editar.runtime.entry import script
-from editar.runtime.files import load_weights, read_starts, save_weights, write_text
-from editar.weights.convert import new_folder
+from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, write_text
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The nano references: tokenizer, its decoder, GPT, GPT of two pictures; seed 0 everywhere. On one core the first two take
-# 34 minutes, the GPT about five hours, that of two pictures about one. The shipped GPT was trained in stretches, each
-# toward a later end of the falling learning rate (reference/nano/provenance.json), here in one.
+# 34 minutes, the GPT about five hours, that of two pictures about one. The shipped GPTs were trained in stretches,
+# each toward another end of the falling learning rate (their provenance.json), here in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}

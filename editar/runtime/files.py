@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zlib
@@ -54,6 +55,21 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what will become `folder`, which must not exist: it appears when the body is done."""
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def spare_inputs(out: str | Path, inputs: Iterable[str | Path]) -> None:
@@ -201,8 +217,6 @@ def content_sum(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            if file.exists() and not file.is_file():
-                raise BenchmarkError(f"{file}: is no file; is the download complete?")
             digest.update(bytes.fromhex(checksum(file)))
         except OSError as error:
             raise BenchmarkError(f"{file}: cannot be read ({error.strerror}); is the download complete?") from None
@@ -210,7 +224,9 @@ def content_sum(files: Iterable[Path]) -> str:
 
 
 def checksum(path: str | Path) -> str:
-    """SHA-256 of a file, hex."""
+    """SHA-256 of a file, hex. Raises OSError, also for what is no file: a pipe would wait for a writer."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is no file", str(path))
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -74,7 +74,7 @@ class MetricLogger:
             self.run = _start_wandb(wandb, folder)
 
     def _keep_rows_before(self, start_step: int) -> None:
-        if self.path.is_file():
+        if self.path.exists():
             kept = [line for line, row in self._rows() if row["step"] <= start_step]
             write_text(self.path, "".join(line + "\n" for line in kept))
 
@@ -91,7 +91,7 @@ class MetricLogger:
 
     def has(self, step: int, name: str) -> bool:
         """Whether the file holds a row of `step` with `name`."""
-        if not self.active or not self.path.is_file():
+        if not self.active or not self.path.exists():
             return False
         return any(row["step"] == step and name in row for _, row in self._rows())
 

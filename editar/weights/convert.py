@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,16 @@ from editar.errors import CheckpointError, one_line
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.entry import load_config
-from editar.runtime.files import atomic, check_state, checksum, parse_json, save_weights, write_json, write_text
+from editar.runtime.files import (
+    atomic,
+    check_state,
+    checksum,
+    new_folder,
+    parse_json,
+    save_weights,
+    write_json,
+    write_text,
+)
 from editar.runtime.manifest import load_manifest
 from editar.weights.adapter import adapter_folder, adapter_header, open_run
 from editar.weights.load import check_values, gpt_advice, judge, read_tokenizer, vq_advice
@@ -109,21 +115,6 @@ def merge_adapter(base: str | Path, lora: str | Path, folder: str | Path) -> Non
         write_json(
             partial / "source.json", {"source": str(base), "lora": str(lora), **adapter_header(adapter_folder(lora))}
         )
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Where to write what will become `folder`, which must not exist: it appears when the body is done."""
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists already; choose another folder or remove it")
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def gpt_config(

@@ -30,7 +30,7 @@ from editar.generation.result_folder import check_once
 from editar.report.merge import load_scored
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import load_config, told_in_one_line
-from editar.runtime.files import load_weights, read_starts, save_weights
+from editar.runtime.files import content_sum, load_weights, read_starts, save_weights
 from editar.runtime.log import MetricLogger
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
@@ -288,6 +288,8 @@ def test_pipes_are_not_waited_for(tiny_run: Path, tmp_path: Path) -> None:
         from_yaml(TrainConfig, tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"provenance\.json: damaged .*is no file"):
         read_starts(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"scores\.json: cannot be read \(is no file\)"):
+        content_sum([tmp_path / "scores.json"])
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is no file; remove it"):
         MetricLogger(tmp_path, 1)
 
