@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from editar.config import LoraConfig, TrainConfig, from_yaml
-from editar.errors import CheckpointError, ConfigError
+from editar.errors import CheckpointError, ConfigError, one_line
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.files import load_weights, parse_json, some, write_json
@@ -46,6 +46,7 @@ def open_run(
         adapter = adapter_folder(lora)
         trained = from_yaml(TrainConfig, adapter / "config.yaml")
         check_base(adapter, base_of(gpt, tokenizer))
+        check_description(adapter, trained.lora)
         merge_lora(gpt, trained.lora, load_adapter(adapter))
         cfg.text, cfg.sampling = trained.text, trained.sampling
     return cfg, gpt, tokenizer
@@ -80,13 +81,31 @@ def check_base(folder: Path, found: Mapping[str, str]) -> None:
             )
 
 
+def check_description(folder: Path, cfg: LoraConfig) -> None:
+    """Whether adapter_config.json, which peft reads, says what config.yaml says. Raises CheckpointError."""
+    found = description(folder)
+    for key, value in (("r", cfg.rank), ("lora_alpha", cfg.alpha), ("target_modules", sorted(set(cfg.targets)))):
+        if found.get(key) != value:
+            raise CheckpointError(
+                f"{folder}: adapter_config.json says {key}={found.get(key)!r}, config.yaml {value!r}; "
+                f"copy both from the training's folder"
+            )
+
+
 def origin_of(folder: Path) -> str:
     """`init_from` of the training, as its adapter_config.json says."""
+    return str(description(folder).get("base_model_name_or_path") or "not known")
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Contents of adapter_config.json. Raises CheckpointError."""
     try:
         found = parse_json((folder / "adapter_config.json").read_bytes())
-        return str(found["base_model_name_or_path"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "not known"
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: adapter_config.json is damaged ({one_line(error)}); copy it anew") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder}: adapter_config.json is damaged (not a mapping); copy it anew")
+    return found
 
 
 def adapter_header(folder: Path) -> dict[str, str]:

@@ -82,6 +82,8 @@ def _import(
     if cfg is not None and found is not None:
         with torch.device("meta"):
             judge(VQModel(cfg.tokenizer), codes, found, True, vq_advice(found.sizes, cfg.tokenizer))
+    if cfg is not None:
+        judge(meta_gpt(cfg.gpt), state, info, False, gpt_advice(info.sizes, cfg.gpt))
     training = resumable_state(state, info, cfg) if keep_optimizer else None
     save_weights(state, partial / "model.safetensors")
     if cfg is not None:

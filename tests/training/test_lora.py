@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,19 @@ def test_an_adapter_of_other_weights_is_refused(lora_run: Path, tiny_run: Path, 
     with pytest.raises(ConfigError, match=r"tokenizer\.weights=.* is not the tokenizer of init_from"):
         train(train_config(*tiny_overrides(tmp_path / "new", other, f"init_from={tiny_run}", *LORA)))
     assert not (tmp_path / "new/config.yaml").exists()
+
+
+def test_a_description_of_another_adapter_is_refused(lora_run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(lora_run, tmp_path / "copy")
+    file = copy / "adapter_config.json"
+    for text, message in (
+        (file.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 16.0'), r"lora_alpha=16.0, config.yaml 8.0"),
+        ("[]", "not a mapping"),
+        (file.read_text()[:-20], "adapter_config.json is damaged"),
+    ):
+        file.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            EditPipeline.from_pretrained(tiny_run, "cpu", lora=copy)
 
 
 def test_a_base_that_changed_is_noticed_on_resuming(tiny_run: Path, tmp_path: Path) -> None:

@@ -214,7 +214,12 @@ def test_import_needs_a_config_that_fits(tmp_path: Path) -> None:
         import_weights(RELEASE, tmp_path / "run", [*TINY, "text.dim=32"])
     with pytest.raises(CheckpointError, match="a GPT, where a VQ tokenizer is wanted"):
         import_weights(T2I, tmp_path / "run", tokenizer=str(RELEASE))
-    assert not list(tmp_path.iterdir())
+    more = torch.load(RELEASE, weights_only=False)
+    more["model"]["layers.0.attention.bias"] = torch.zeros(3)
+    torch.save(more, tmp_path / "more.pt")
+    with pytest.raises(CheckpointError, match=r"unexpected .*layers\.0\.attention\.bias"):
+        import_weights(tmp_path / "more.pt", tmp_path / "run", TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["more.pt"]
     import_weights(T2I, tmp_path / "nameless")
     assert not (tmp_path / "nameless" / "config.yaml").exists()
 

@@ -8,6 +8,7 @@ from editar.data.prepare import folder as out
 from editar.data.prepare.parquet import LAYOUTS, prepare_files
 from editar.data.prepare.request import Request
 from editar.data.prepare.seed import prepare_seed
+from editar.data.tables import open_table
 from editar.errors import DataError
 
 SOURCES = (*LAYOUTS, "seed_unsplash")
@@ -16,7 +17,7 @@ SOURCES = (*LAYOUTS, "seed_unsplash")
 def prepare(request: Request) -> dict[str, Any]:
     """Make `request.folder`, or go on making it -> its manifest.
 
-    Raises DataError for unusable input, a folder made from something else, and a full disk.
+    Raises DataError for unusable input, a folder made from something else, a full disk, and when no row was kept.
     """
     if request.source not in SOURCES:
         raise DataError(f"{request.source}: no such source; known: {', '.join(SOURCES)}")
@@ -26,6 +27,6 @@ def prepare(request: Request) -> dict[str, Any]:
     if request.workers < 0:
         raise DataError(f"--workers {request.workers} must be at least 0 (all cores)")
     with out.only_one(request.folder):
-        if request.source == "seed_unsplash":
-            return prepare_seed(request)
-        return prepare_files(request)
+        manifest = prepare_seed(request) if request.source == "seed_unsplash" else prepare_files(request)
+    open_table(request.folder)  # refuses a folder without rows
+    return manifest

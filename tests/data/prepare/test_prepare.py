@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from editar.data.prepare.folder import only_one
 from editar.data.prepare.parquet import LAYOUTS
 from editar.data.prepare.prepare import prepare
 from editar.data.prepare.request import Request
-from editar.data.tables import label_map, open_table
+from editar.data.tables import label_map, open_table, read_manifest
 from editar.errors import DataError
 from editar.runtime.files import checksum
 from tests.helpers import miniature
@@ -135,16 +136,19 @@ def test_a_text_is_never_opened_as_an_image(struct: bool, tmp_path: Path) -> Non
     texts = [{"bytes": str(private), "path": None} if struct else str(private)] * 4
     table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(texts))
     pq.write_table(table, file)
-    manifest = prepare(request("multigen_depth", folder, tmp_path / "out"))
-    assert (manifest["rows"], manifest["dropped"]) == (0, {"no image bytes": 4})
+    with pytest.raises(DataError, match="no row was kept"):
+        prepare(request("multigen_depth", folder, tmp_path / "out"))
+    assert read_manifest(tmp_path / "out")["dropped"] == {"no image bytes": 4}
     assert "image holds str instead of an image's bytes" in (tmp_path / "out" / "dropped.jsonl").read_text()
 
 
 def test_a_folder_without_a_good_row_says_so(tmp_path: Path) -> None:
     miniature.write_cocostuff(tmp_path / "raw", 2, wrong_ids=(0, 1))
-    assert prepare(request("cocostuff", tmp_path / "raw", tmp_path / "out"))["rows"] == 0
-    with pytest.raises(DataError, match=r"no row was kept when it was prepared; see .*dropped\.jsonl"):
-        open_table(tmp_path / "out")
+    reads = partial(open_table, tmp_path / "out")
+    prepares = partial(prepare, request("cocostuff", tmp_path / "raw", tmp_path / "out"))
+    for refused in (prepares, prepares, reads):  # the second time the folder is there
+        with pytest.raises(DataError, match=r"no row was kept when it was prepared; see .*dropped\.jsonl"):
+            refused()
 
 
 def test_limit_and_files_take_a_part(tmp_path: Path) -> None:
