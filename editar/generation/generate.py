@@ -124,24 +124,24 @@ def to_size(picture: np.ndarray | list[np.ndarray], size: int) -> np.ndarray:
 
 
 def claim(folder: Path, wanted: dict[str, object]) -> None:
-    """Enter a results folder; refuses one that was made with other weights, settings or instructions.
+    """Enter a results folder; refuses one with pictures made with other weights, settings or instructions.
 
     A killed start may have left half a manifest, which counts as none. A damaged one is replaced where
     the pictures' stamps are those of `wanted`; raises BenchmarkError where they are not.
     """
     file, wanted = folder / MANIFEST, json.loads(json.dumps(wanted))
+    pictures = list((folder / "images").rglob("*.png"))
     if file.is_file():
         try:
             found = parse_json(file.read_bytes())
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
         except ValueError as error:
-            pictures = (folder / "images").rglob("*.png")
             ResultManifest(file, wanted).check(path for path in pictures if not cut_short(path))
             say(f"{file}: damaged ({one_line(error)}); written anew, as the pictures are of these settings")
             found = wanted
         other = [key for key in wanted if found.get(key) != wanted[key]]
-        if other:
+        if other and pictures:  # a start that failed before its first picture does not keep the folder
             raise ConfigError(
                 f"{folder} holds results made with other {', '.join(other)}; choose another output_dir or remove it"
             )

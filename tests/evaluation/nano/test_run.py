@@ -65,6 +65,13 @@ def test_other_settings_and_samples_are_refused(tiny_run: Path, out: Path, tmp_p
         evaluate(config(tiny_run, tmp_path))
 
 
+def test_a_start_that_failed_before_its_first_picture_keeps_no_folder(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 pictures for one edit, the model reads 1"):
+        evaluate(config(tiny_run, tmp_path / "out", "benchmark=nano_pairs", "stage=generate"))
+    evaluate(config(tiny_run, tmp_path / "out", "stage=generate"))
+    assert len(list((tmp_path / "out/images").iterdir())) == 8
+
+
 def test_anybodys_pictures_are_scored_without_a_checkpoint(out: Path, tmp_path: Path) -> None:
     """The sources themselves as results: every edit fails, nothing is known of a tokenizer."""
     base = [f"output_dir={tmp_path}", "samples=8", "stage=score", f"results={out / 'sources'}", "method=sources"]
