@@ -45,6 +45,15 @@ def test_weak_edges_stay_where_they_touch_a_strong_one() -> None:
     assert not cv2_canny(picture, 50, 100).any()  # the upper threshold is exclusive
 
 
+def test_our_hysteresis_is_kornias() -> None:
+    from kornia.filters import canny as kornia_canny
+
+    pictures = torch.from_numpy(np.stack([getattr(photos, name)()[:300, :256] for name in ("astronaut", "rocket")]))
+    images = pictures.permute(0, 3, 1, 2) / 255
+    edges = canny(images)
+    assert torch.equal(edges, kornia_canny(images)[1]) and 0.02 < edges.mean() < 0.3
+
+
 def test_kornias_edges_are_the_stored_ones_and_others_than_opencvs() -> None:
     folder = tiny.GOLDEN / "preprocess"
     stored = np.load(folder / "rocket_2_canny.npy")[0] > 0

@@ -47,8 +47,15 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def parameters(cfg: GPTConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(cfg).parameters())
+    """Counted once for each configuration: a plan asks hundreds of times, and 36 layers take a while to make."""
+    key = repr(cfg)
+    if key not in _counted:
+        with torch.device("meta"):
+            _counted[key] = sum(p.numel() for p in GPT(cfg).parameters())
+    return _counted[key]
+
+
+_counted: dict[str, int] = {}
 
 
 def adapter_parameters(cfg: GPTConfig, lora: LoraConfig) -> int:
