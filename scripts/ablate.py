@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--launcher", default=sys.executable, help="what runs `-m editar.train` (this python)")
     parser.add_argument("--eval", nargs="+", default=[], metavar="KEY=VALUE", help="editar.eval's settings (nano)")
     options = parser.parse_args(arguments)
+    for given, own in ((options.overrides, ["output_dir"]), (options.eval, ["output_dir", "checkpoint"])):
+        if chosen := [key for key in own if any(override.lstrip("+").startswith(f"{key}=") for override in given)]:
+            raise ConfigError(f"{chosen[0]} is chosen for every run, below {options.out}; leave it out")
     runs = grid(options.overrides)
     configs = {name: check(options.out / name, overrides) for name, overrides in runs.items()}
     load_config(EvalConfig, "eval", ["checkpoint=RUN", "output_dir=SCORES", *options.eval])  # before the first training

@@ -27,13 +27,14 @@ from editar.runtime.log import say
 
 SIDE = 192  # pixels of a picture on the sheet
 SHARE_DRAWS = 10_000
+SHOWN = 256  # rows of a sheet at most
 
 
 @script("inspect_data")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of editar.train")
-    parser.add_argument("--draws", type=at_least(1), default=24, help="how many draws to show")
+    parser.add_argument("--draws", type=at_least(1, most=SHOWN), default=24, help="how many draws to show")
     parser.add_argument("--source", help="show rows of this source instead of draws of the mixture")
     parser.add_argument("--rows", help="with --source: which rows, FIRST:END (0:24)")
     parser.add_argument("--out", type=Path, default=Path("outputs/inspect_data.png"), help="a picture, or a folder")
@@ -59,6 +60,8 @@ def main() -> None:
     else:
         source = sources[options.source]
         rows = range(len(source) + source.heldout)[parse_slice(options.rows or "0:24")]
+        if len(rows) > SHOWN:
+            raise ConfigError(f"--rows {options.rows}: {len(rows)} rows, a sheet shows at most {SHOWN}")
         items = list(readable(readers[list(sources).index(options.source)], rows))
     if not items:
         raise ConfigError("nothing to show: give --draws 1 or more, or --rows FIRST:END that the source has")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 from editar.errors import CheckpointError, ConfigError, one_line
 from editar.runtime.entry import script
 from editar.sampling.pipeline import EditPipeline
@@ -31,6 +33,10 @@ def main() -> None:
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write here instead of uploading")
     args = parser.parse_args()
+    try:
+        validate_repo_id(args.repository)
+    except HFValidationError as error:
+        raise ConfigError(f"give the repository as owner/name: {one_line(error)}") from None
     if args.save is not None and args.save.exists():
         raise ConfigError(f"{args.save} exists; give another --save FOLDER")
     card = {"repo_id": args.repository} | ({"results": results_of(args.scores)} if args.scores else {})

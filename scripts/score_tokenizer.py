@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("pictures", help="folder of pictures, parquet or arrow files, or tars")
     parser.add_argument("--column", default="image", help="of parquet: the column that holds pictures (image)")
     parser.add_argument("--rows", type=at_least(1), metavar="N", help="only the first N")
-    parser.add_argument("--size", type=at_least(1), help="side of the squares in pixels (the training's)")
+    parser.add_argument("--size", type=at_least(1, most=4096), help="side of the squares in pixels (the training's)")
     parser.add_argument("--inception", metavar="FILE", help="inception-2015-12-05.pt, for rFID")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="JSON file to write")

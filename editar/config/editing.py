@@ -46,7 +46,7 @@ class EditConfig:
     task: str = setting("edit", choices=("edit", *CONDITION_SOURCES))
     from_photo: bool = False
     output: str = "outputs/edit.png"
-    num_samples: int = setting(1, least=1)
+    num_samples: int = setting(1, least=1, most=1024)
     fit: str = setting("restore", choices=FITS)
     region: str | None = None
     mask: str | None = None  # a picture of the image's size, white where the edit may change something

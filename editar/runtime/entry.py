@@ -106,12 +106,14 @@ def run(
         action(cfg)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A script's whole number, as the `type` of an argparse argument: `least` or more."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A script's whole number, as the `type` of an argparse argument: `least` or more, and no more than `most`."""
 
     def number(text: str) -> int:
         if (value := int(text)) < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
         return value
 
     return number

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from editar.config import TrainConfig
 from editar.runtime.entry import load_config
 from editar.training.loop import train
-from tests.helpers.tiny import tiny_overrides
+from tests.helpers.tiny import ROOT, tiny_overrides
 
 Continue = Callable[..., Path]
 
@@ -31,3 +33,18 @@ def go_on(tiny_run: Path, tiny_tokenizer: Path) -> Continue:
         return train(load_config(TrainConfig, "train", tiny_overrides(folder, tiny_tokenizer, *common, *more)))
 
     return start
+
+
+@pytest.fixture
+def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a script in this process -> what it printed to stderr before it left with exit code 2."""
+
+    def run(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -48,21 +47,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def bare(run: Path, folder: Path) -> Path:
     """A copy of a run without its checkpoints."""
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "codes", "samples"))
-
-
-@pytest.fixture
-def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a script in this process -> what it printed to stderr before it left with exit code 2."""
-
-    def run(script: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        assert end.value.code == 2
-        return capsys.readouterr().err
-
-    return run
 
 
 # --- nothing that is read, or belongs to something else, is replaced ------------------------------------------------

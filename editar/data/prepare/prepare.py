@@ -24,6 +24,10 @@ def prepare(request: Request) -> dict[str, Any]:
     for option in ("limit", "rows_per_shard"):
         if (value := getattr(request, option)) is not None and value < 1:
             raise DataError(f"--{option.replace('_', '-')} {value} must be at least 1")
+    if request.allow_truncated and request.source != "seed_unsplash":
+        raise DataError(f"--allow-truncated is of seed_unsplash; leave it out for {request.source}")
+    if request.source == "seed_unsplash" and request.split != "train":
+        raise DataError(f"--split {request.split}: seed_unsplash has no splits; leave it out")
     if request.workers < 0:
         raise DataError(f"--workers {request.workers} must be at least 0 (all cores)")
     with out.only_one(request.folder):
