@@ -17,6 +17,7 @@ from editar.config.fields import LARGEST
 from editar.errors import ConfigError
 from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
 from editar.runtime.entry import at_least, script
+from editar.runtime.files import new_folder
 
 
 @script("export_nano")
@@ -29,12 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.count < 1 or not 0 <= args.seed <= LARGEST:
         raise ConfigError(f"--count {args.count} must be at least 1, --seed {args.seed} between 0 and {LARGEST}")
-    if args.folder.exists() and any(args.folder.iterdir()):
-        raise ConfigError(f"{args.folder} is in use; choose another folder or remove it")
-    if args.benchmark == "pie_bench":
-        export_pie_bench(args.folder, args.count, args.seed)
-    else:
-        export_translation(args.benchmark, args.folder, args.count, args.seed)
+    with new_folder(args.folder) as partial:
+        if args.benchmark == "pie_bench":
+            export_pie_bench(partial, args.count, args.seed)
+        else:
+            export_translation(args.benchmark, partial, args.count, args.seed)
     print(f"{args.count} samples in {args.folder}")
 
 

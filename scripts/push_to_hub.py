@@ -13,6 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from editar.errors import CheckpointError, ConfigError, one_line
 from editar.runtime.entry import script
+from editar.runtime.files import new_folder
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import breakdown, load_evaluation
 
@@ -42,7 +43,8 @@ def main() -> None:
     card = {"repo_id": args.repository} | ({"results": results_of(args.scores)} if args.scores else {})
     pipeline = EditPipeline.from_pretrained(args.run, "cpu", dtype="float32")
     if args.save is not None:
-        pipeline.save_pretrained(args.save, model_card_kwargs=card)
+        with new_folder(args.save) as partial:
+            pipeline.save_pretrained(partial, model_card_kwargs=card)
         print(args.save)
         return
     try:

@@ -153,7 +153,8 @@ def open_table(path: str | Path, columns: list[str] | None = None, split: str = 
     if (path / "state.json").is_file():
         files = _saved_files(path)
     else:
-        found = sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.arrow"))
+        kinds = (sorted(filter(Path.is_file, path.rglob(f"*.{kind}"))) for kind in ("parquet", "arrow"))
+        found = next(filter(None, kinds), [])
         files = [path / name for name in of_split([file.relative_to(path).as_posix() for file in found], split, path)]
     if not files:
         raise DataError(f"{path}: no {MANIFEST}, state.json, *.parquet or *.arrow in it; is the download complete?")

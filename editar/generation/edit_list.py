@@ -23,7 +23,7 @@ from editar.errors import ConfigError, DataError, ImageError, UserError
 from editar.generation.editors import describe_model
 from editar.generation.manifest import cut_short, read_stamp, save_stamped
 from editar.images import load_image
-from editar.runtime.files import checksum, parse_json, some
+from editar.runtime.files import checksum, parse_json, read_bytes, some
 from editar.runtime.log import say
 from editar.sampling.fit import fit_picture
 from editar.sampling.pipeline import EditPipeline
@@ -96,8 +96,8 @@ def check_sources_stay(edits: list[ListedEdit], cfg: EditConfig) -> None:
 def read_lines(listing: Path, out: Path) -> list[ListedEdit]:
     """The edits of a JSONL file; results are called after the line's number and the picture."""
     try:
-        lines = listing.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(listing).decode().split("\n")
+    except (OSError, ValueError) as error:
         raise DataError(f"{listing}: {error}; give a UTF-8 file with a JSON object in every line") from None
     edits = []
     for number, line in enumerate(lines, 1):

@@ -106,7 +106,7 @@ def _check_networks(scored: Sequence[ScoredFolder]) -> None:
         columns = {column.name for column in item.evaluation.columns}
         own = benchmark_class(item.evaluation.benchmark).networks
         for network, record in item.evaluation.networks.items():
-            for name in columns.intersection(own[network]):
+            for name in columns.intersection(own.get(network, ())):
                 first, other = seen.setdefault(name, (item, record))
                 if other["sha256"] != record["sha256"]:
                     raise BenchmarkError(

@@ -224,6 +224,8 @@ def load_evaluation(path: str | Path) -> Evaluation:
         named = [text for column in columns for text in (column.name, column.title, column.unit)]
         if not _texts(*settings, *named, *raw["missing_columns"], *raw["missing_columns"].values()):
             raise ValueError("a name that is no text")
+        if not all(_texts(record["source"], record["sha256"]) for record in raw["judges"].values()):
+            raise ValueError("a judge without source and checksum")
         return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from editar.data.prepare.prepare import prepare
+from editar.data.prepare.request import Request
+from editar.data.tables import open_table
+from editar.errors import BenchmarkError, DataError
+from editar.evaluation.pie_bench.dataset import load_items
+from editar.generation.edit_list import read_lines
+from tests.helpers import miniature
+from tests.helpers.pie import GOLDEN
 
 
 @pytest.mark.parametrize(
@@ -36,3 +48,31 @@ def test_a_script_names_what_it_cannot_do(
     monkeypatch.chdir(tmp_path)
     assert message in one_line(f"scripts/{script}.py", *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_pipes_are_no_data(tmp_path: Path) -> None:
+    """Each would wait for a writer for ever."""
+    for name in ("a.tar", "a.parquet", "a.jsonl"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=r"no \*\.tar in it"):
+        prepare(Request("webdataset", str(tmp_path), tmp_path / "out"))
+    with pytest.raises(DataError, match=r"no manifest\.json, state\.json, \*\.parquet or \*\.arrow"):
+        open_table(tmp_path)
+    with pytest.raises(DataError, match=r"a\.jsonl is no file; give a UTF-8 file"):
+        read_lines(tmp_path / "a.jsonl", tmp_path)
+
+
+def test_a_text_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
+    raw = miniature.write_webdataset(tmp_path / "raw", 6, texts={2: b"a \xff star", 4: "ein grüner Stern".encode()})
+    manifest = prepare(Request("webdataset", str(raw), tmp_path / "out"))
+    assert (manifest["rows"], manifest["dropped"]) == (5, {"text is not UTF-8": 1})
+    assert any("grüner" in row["instruction"] for row in open_table(tmp_path / "out"))
+
+
+def test_a_picture_path_with_a_null_byte(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "data", tmp_path / "data"))
+    entries = json.loads((copy / "mapping_file.json").read_text())
+    next(iter(entries.values()))["image_path"] += "\0.jpg"
+    (copy / "mapping_file.json").write_text(json.dumps(entries))
+    with pytest.raises(BenchmarkError, match="must lie inside annotation_images"):
+        load_items(copy)

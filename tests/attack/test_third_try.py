@@ -299,6 +299,9 @@ def test_scores_with_bad_types_or_bytes(tmp_path: Path) -> None:
         {"missing_columns": {"l1": {}}},
         {"methods": {"ours": method | {"rows": [{"id": "0", "l1": 1.0}]}}},
         {"methods": {"ours": method | {"cost": True}}},
+        {"judges": "x"},
+        {"judges": None},
+        {"judges": {"lpips": {}}},
         {"methods": {"ours": method | {"cost": [{"images": 1}]}}},
         {"methods": {"ours": method | {"cost": [cost | {"codes_per_pass": "x"}]}}},
     ):

@@ -364,8 +364,9 @@ def write_webdataset(
     corrupt: Iterable[int] = (),
     empty: Iterable[int] = (),
     lacking: dict[int, str] | None = None,
+    texts: dict[int, bytes] | None = None,
 ) -> Path:
-    """Two tars of KEY.src.jpg, KEY.tgt.png and KEY.txt; pair i lacks the part `lacking[i]`."""
+    """Two tars of KEY.src.jpg, KEY.tgt.png and KEY.txt; pair i lacks the part `lacking[i]`, or has `texts[i]`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(2):
         with tarfile.open(folder / f"pairs-{number:06d}.tar", "w") as tar:
@@ -375,7 +376,7 @@ def write_webdataset(
                 parts = {
                     "src.jpg": encode(before, "JPEG"),
                     "tgt.png": encode(after, half=i in set(corrupt)),
-                    "txt": b"" if i in set(empty) else plan.instruction.encode(),
+                    "txt": b"" if i in set(empty) else (texts or {}).get(i, plan.instruction.encode()),
                     "json": b"{}",
                 }
                 for name, content in parts.items():

@@ -233,6 +233,8 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
         kept |= {name: [str(item) for item in row[name] or () if str(item or "").strip()] for name in layout.texts}
     if lost := [name for name in layout.needed if name in row.get("missing", ())]:
         raise Dropped("missing member", f"{row['key']} has no {', '.join(lost)}")
+    if "unreadable" in row:
+        raise Dropped("text is not UTF-8", row["unreadable"])
     if not layout.blank_texts and all(is_blank(kept[name]) for name in layout.texts):
         raise Dropped("no text")
     for name in layout.images:

@@ -35,12 +35,15 @@ class TarInput:
         return sum(1 for _ in self._groups(read=False))
 
     def rows(self, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:
-        """The first `limit` pairs in order; `missing` lists the columns that a pair lacks."""
+        """The first `limit` pairs in order; `missing` lists the columns that a pair lacks, `unreadable` names a
+        text that is not UTF-8."""
         for key, parts in islice(self._groups(read=True), limit):
             row: dict[str, Any] = {"key": key, "missing": [name for part, name in PARTS.items() if part not in parts]}
             for part, content in parts.items():
                 name = PARTS[part]
-                row[name] = content.decode(errors="replace") if part == "txt" else {"bytes": content, "path": key}
+                row[name] = {"bytes": content, "path": key} if part != "txt" else content.decode(errors="replace")
+                if part == "txt" and row[name].encode() != content:
+                    row["unreadable"] = f"{key}.txt"
             yield row
 
     def _groups(self, read: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -76,7 +79,8 @@ def list_tars(origin: str) -> list[TarInput]:
     root = Path(origin)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the downloaded tars")
-    paths = sorted(path for path in root.rglob("*") if path.name.endswith((".tar", ".tar.gz", ".tgz")))
+    found = (path for path in root.rglob("*") if path.is_file())
+    paths = sorted(path for path in found if path.name.endswith((".tar", ".tar.gz", ".tgz")))
     if not paths:
         raise DataError(f"{origin}: no *.tar in it; webdataset is downloaded as tars")
     return [TarInput(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]

@@ -133,7 +133,7 @@ def _item(file: Path, key: str, entry: Any) -> PieItem:
     if not texts["editing_instruction"].strip():
         raise BenchmarkError(f"{where}: editing_instruction is empty; is this PIE-Bench's own mapping file?")
     path = PurePosixPath(entry["image_path"])
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(path):
         raise BenchmarkError(f"{where}: image_path {path} must lie inside {PICTURES}")
     if str(entry["editing_type_id"]) not in map(str, EDIT_TYPES):
         raise BenchmarkError(f"{where}: editing_type_id {entry['editing_type_id']} is not one of 0 to 9")

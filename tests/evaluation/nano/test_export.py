@@ -63,4 +63,4 @@ def test_command(tmp_path: Path) -> None:
     done = run_module("scripts/export_nano.py", "depth", str(tmp_path / "set"), "--count", "1")
     assert done.returncode == 0 and "1 samples" in done.stdout
     again = run_module("scripts/export_nano.py", "depth", str(tmp_path / "set"))
-    assert again.returncode == 2 and "is in use" in again.stderr
+    assert again.returncode == 2 and "exists already" in again.stderr
