@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,10 +70,25 @@ def test_a_text_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     assert any("grüner" in row["instruction"] for row in open_table(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("id", ["../../precious", "/tmp/evil", "a/b", "..", "", "a\nb"])
+def test_an_id_that_is_no_file_name(id: str, tmp_path: Path) -> None:
+    """It would be written, and read, outside of the results folder."""
+    with pytest.raises(BenchmarkError, match="an id has only letters, digits, - and _"):
+        load_items(changed_mapping(tmp_path, lambda entries: entries | {id: entries.popitem()[1]}))
+
+
 def test_a_picture_path_with_a_null_byte(tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(GOLDEN / "data", tmp_path / "data"))
-    entries = json.loads((copy / "mapping_file.json").read_text())
-    next(iter(entries.values()))["image_path"] += "\0.jpg"
-    (copy / "mapping_file.json").write_text(json.dumps(entries))
+    def change(entries: dict[str, Any]) -> dict[str, Any]:
+        next(iter(entries.values()))["image_path"] += "\0.jpg"
+        return entries
+
     with pytest.raises(BenchmarkError, match="must lie inside annotation_images"):
-        load_items(copy)
+        load_items(changed_mapping(tmp_path, change))
+
+
+def changed_mapping(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """A small PIE-Bench with another mapping_file.json."""
+    copy = Path(shutil.copytree(GOLDEN / "data", folder / "data"))
+    entries = json.loads((copy / "mapping_file.json").read_text())
+    (copy / "mapping_file.json").write_text(json.dumps(change(entries)))
+    return copy

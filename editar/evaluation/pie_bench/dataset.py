@@ -15,6 +15,7 @@ Nothing here scores; `editar.evaluation.pie_bench.metrics` does. Quirks of the o
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -120,6 +121,8 @@ def _what_else(root: Path) -> str:
 
 def _item(file: Path, key: str, entry: Any) -> PieItem:
     where = f"{file}: entry {key}"
+    if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # it becomes a file name
+        raise BenchmarkError(f"{where}: an id has only letters, digits, - and _")
     if not isinstance(entry, dict):
         raise BenchmarkError(f"{where} is not an object")
     missing = [name for name in FIELDS if name not in entry]
