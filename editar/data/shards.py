@@ -38,7 +38,7 @@ class Shard(ABC):
 
 class ParquetShard(Shard):
     def __init__(self, path: Path) -> None:
-        self.path, self._file = path, pq.ParquetFile(path)
+        self.path, self._file = path, pq.ParquetFile(path, page_checksum_verification=True)
         self.schema, self._metadata = self._file.schema_arrow, self._file.metadata
         groups = [self._metadata.row_group(g) for g in range(self._metadata.num_row_groups)]
         self.starts = [0, *accumulate(group.num_rows for group in groups)]

@@ -29,6 +29,7 @@ from editar.runtime.log import say
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+DROPPED = "dropped.jsonl"  # rows that were left out, written also when there are none
 FORMAT = 1
 LARGE_GROUP = 64 << 20  # bytes; above, reading one row at random is slow
 MAX_OPEN = 16
@@ -145,6 +146,8 @@ def open_table(path: str | Path, columns: list[str] | None = None, split: str = 
         return _open_prepared(path, columns)
     if (path / UNFINISHED).is_file():
         raise DataError(f"{path}: its preparation is not finished; run the same scripts/prepare_data.py command again")
+    if (path / DROPPED).is_file():
+        raise DataError(f"{path}: prepared, but its {MANIFEST} is gone; copy the folder anew or prepare it again")
     if (path / "dataset_dict.json").is_file():
         splits = sorted(state.parent.name for state in path.glob("*/state.json"))
         if split not in splits:
@@ -171,7 +174,7 @@ def _open_prepared(folder: Path, columns: list[str] | None) -> Table:
             found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
             raise DataError(f"{file} {found}; copy the folder anew or prepare it again")
     if not manifest["files"]:
-        raise DataError(f"{folder}: no row was kept when it was prepared; see {folder / 'dropped.jsonl'}")
+        raise DataError(f"{folder}: no row was kept when it was prepared; see {folder / DROPPED}")
     text = "".join(f"{entry['name']} {entry['sha256']}\n" for entry in listed)
     revision = hashlib.sha256(text.encode()).hexdigest()[:12]
     images = listed_table(folder, manifest["images"], ["bytes"], revision) if "images" in manifest else None

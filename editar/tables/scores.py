@@ -22,6 +22,7 @@ from editar.tables.render import OurRow, strict_json, text_table, write_tables
 from editar.tables.statistics import Comparison, Mean, compare, means, means_by
 
 FILE = "scores.json"
+HEAD = ("benchmark", "protocol", "root")
 
 
 @dataclass(frozen=True)
@@ -184,55 +185,59 @@ def paired_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _is_whole(row: dict[str, Any], names: set[str]) -> bool:
-    """Whether a row has an id, an instruction, the numbers called `names`, and texts where its files are named."""
-    return names <= row.keys() and _texts(
-        row.get("id"), row.get("instruction"), row.get("source", ""), row.get("result", "")
-    )
-
-
-def _texts(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _costs(records: Any) -> list[dict[str, float]]:
-    """Raises ValueError for what `note_cost` did not write."""
-    for record in records:
-        if not all(isinstance(record[name], (int, float)) for name in ("images", "passes_per_image", "codes_per_pass")):
-            raise ValueError("a cost that is no number")
-    return list(records)
-
-
 def load_evaluation(path: str | Path) -> Evaluation:
     """From scores.json or the folder that holds it. Raises BenchmarkError."""
+    from pydantic import TypeAdapter
+
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     try:
         raw = parse_json(read_bytes(file))
-        columns, methods = [Column(**column) for column in raw["columns"]], []
-        names = {column.name for column in columns}
-        for name, entry in raw["methods"].items():
-            rows = [{k: _number(v) if k in names else v for k, v in row.items()} for row in entry["rows"]]
-            whole = {key: _number(value) for key, value in entry["whole"].items()}
-            own = (entry["groups"], whole, entry["why_not"], entry["generated_with"], _costs(entry.get("cost", [])))
-            methods.append(MethodScores(name, entry["results"], rows, *own))
-            if not rows or not all(_is_whole(row, names - whole.keys()) for row in rows):
-                raise ValueError("no rows, or one without id or column, or with a file that is no text")
-        if not methods or not {column.better for column in columns} <= {"lower", "higher"}:
-            raise ValueError("no methods, or a column without a better side")
-        settings = (raw["benchmark"], raw["protocol"], raw["root"])
-        named = [text for column in columns for text in (column.name, column.title, column.unit)]
-        if not _texts(*settings, *named, *raw["missing_columns"], *raw["missing_columns"].values()):
-            raise ValueError("a name that is no text")
-        if not all(_texts(record["source"], record["sha256"]) for record in raw["judges"].values()):
-            raise ValueError("a judge without source and checksum")
-        return Evaluation(*settings, columns, methods, raw["missing_columns"], raw["judges"])
+        columns = raw["columns"]
+        names = {column["name"] for column in columns}
+        methods = [{"method": name} | _numbers(entry, names) for name, entry in raw["methods"].items()]
+        given = {"columns": columns, "methods": methods, "missing": raw["missing_columns"], "networks": raw["judges"]}
+        # The types of the dataclasses' fields, checked all the way down.
+        found = TypeAdapter(Evaluation).validate_python(given | {key: raw[key] for key in HEAD})
+        _check(found)
+        return found
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BenchmarkError(
             f"{file}: not a scores.json of this version ({one_line(error)}); score the folder again"
         ) from None
+
+
+def _numbers(entry: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """A method's entry with its numbers read back; every row has those that are not of the whole result."""
+    whole = {key: _number(value) for key, value in entry["whole"].items()}
+    rows = [{k: _number(v) if k in names else v for k, v in row.items()} for row in entry["rows"]]
+    if not rows or not all(names - whole.keys() <= row.keys() for row in rows):
+        raise ValueError("no rows, or one without a column")
+    return {key: entry[key] for key in ("results", "groups", "why_not", "generated_with")} | {
+        "rows": rows, "whole": whole, "cost": entry.get("cost", []),
+    }  # fmt: skip
+
+
+def _check(found: Evaluation) -> None:
+    """What the fields' types do not say. Raises ValueError."""
+    if not found.methods or not {column.better for column in found.columns} <= {"lower", "higher"}:
+        raise ValueError("no methods, or a column without a better side")
+    if not all({"source", "sha256"} <= record.keys() for record in found.networks.values()):
+        raise ValueError("a judge without source and checksum")
+    for method in found.methods:
+        if not all({"images", "passes_per_image", "codes_per_pass"} <= cost.keys() for cost in method.cost):
+            raise ValueError("a cost that is not whole")
+        sampling = (method.generated_with or {}).get("sampling", {})
+        if not isinstance(sampling, dict) or not isinstance(sampling.get("cfg_scale", 1.0), (int, float)):
+            raise ValueError("sampling settings that are none")
+        if any(len(groups) != len(method.rows) for groups in method.groups.values()):
+            raise ValueError("groups of another number of rows")
+        for row in method.rows:
+            texts = (row.get("id"), row.get("instruction"), row.get("source", ""), row.get("result", ""))
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("a row whose id, instruction or file is no text")
 
 
 def _number(value: Any) -> float:

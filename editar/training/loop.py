@@ -17,7 +17,7 @@ from editar.data.loader import Batch, DrawBatchSampler, batches
 from editar.errors import TrainingError
 from editar.runtime.device import send
 from editar.runtime.distributed import Ranks, distributed
-from editar.runtime.files import check_run_folder, save_weights, write_run_folder
+from editar.runtime.files import check_run_folder, save_weights, some, write_run_folder
 from editar.runtime.lock import sole_run
 from editar.runtime.log import Costs, MetricLogger, say
 from editar.runtime.stop import Stopped, StopSignals
@@ -27,7 +27,7 @@ from editar.training.checkpoint import training_state, whole_weights
 from editar.training.evaluate import current_pipeline, heldout_losses, preview
 from editar.training.losses import LossOutput, condition_drops
 from editar.training.optim import lr_factor, set_lr
-from editar.training.parallel import clip_gradients, sync_gradients
+from editar.training.parallel import clip_gradients, sync_gradients, unfit_weights
 from editar.training.planning.cost import peak_flops, training_flops
 from editar.training.planning.dry_run import dry_run
 from editar.training.trace import Trace
@@ -184,19 +184,33 @@ def skip_step(run: Run, step: int, unfit: list[str], ids: list[str]) -> None:
     everyone = [name for part in run.ranks.gather(ids) for name in part]
     what = f"step {step + 1}: {', '.join(unfit)} not finite, weights left as they were; samples {', '.join(everyone)}"
     if len(run.skipped) > run.cfg.skip_nonfinite:
-        run.checkpointer.finish()  # the last good step may still be on its way to the disk
-        newest = latest_checkpoint(run.folder)
         raise TrainingError(
-            f"{what}. The last checkpoint is {newest.name if newest else 'none'}; look at these samples, lower the "
+            f"{what}. The last checkpoint is {last_checkpoint(run)}; look at these samples, lower the "
             f"learning rate, or leave out up to N such steps with skip_nonfinite=N (now {run.cfg.skip_nonfinite})"
         )
     if run.ranks.is_main:
         say(f"warning: {what}")
 
 
+def stop_unless_finite(run: Run, step: int, unfit: list[str]) -> None:
+    """Raises TrainingError on all processes where one of them found something that is not finite after `step`."""
+    if found := sorted({name for part in run.ranks.gather(unfit) for name in part}):
+        raise TrainingError(
+            f"after step {step}: {some(found, 3)} not finite, nothing of it is saved. The last checkpoint is "
+            f"{last_checkpoint(run)}; lower the learning rate"
+        )
+
+
+def last_checkpoint(run: Run) -> str:
+    run.checkpointer.finish()  # the last good step may still be on its way to the disk
+    newest = latest_checkpoint(run.folder)
+    return newest.name if newest else "none"
+
+
 def report(run: Run, logger: MetricLogger, step: int, watch: Watch | None) -> None:
     """Held-out losses, the sample grid, and what the caller watches."""
     values, pipeline = heldout_losses(run), current_pipeline(run)
+    stop_unless_finite(run, step, [name for name, value in values.items() if not math.isfinite(value)])
     if pipeline is not None:
         logger.log_image(step, "samples", preview(run, pipeline, step))
         values |= watch(step, pipeline) if watch is not None else {}
@@ -205,5 +219,6 @@ def report(run: Run, logger: MetricLogger, step: int, watch: Watch | None) -> No
 
 
 def save(run: Run, step: int) -> None:
+    stop_unless_finite(run, step, unfit_weights(run.gpt))
     weights = whole_weights(run.gpt, run.ema, run.ranks, run.checkpointer.file)
     run.checkpointer.save(step, training_state(run.gpt, run.optimizers, run.ema), weights)

@@ -87,6 +87,14 @@ def clip_gradients(model: nn.Module, most: float) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def unfit_weights(model: nn.Module) -> list[str]:
+    """Trained weights of which this process holds a part that is not finite; one host-device synchronisation."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in trained.values()]
+    fit = torch.stack([torch.isfinite(p).all() for p in own]).tolist()
+    return [name for name, fine in zip(trained, fit, strict=True) if not fine]
+
+
 def full_state(state: dict[str, Any], ranks: Ranks) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU of the first process, {} on the others. Every process must call it."""
     whole = {}

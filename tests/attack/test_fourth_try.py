@@ -14,11 +14,14 @@ import pytest
 from editar.data.prepare.prepare import prepare
 from editar.data.prepare.request import Request
 from editar.data.tables import open_table
-from editar.errors import BenchmarkError, DataError
+from editar.errors import BenchmarkError, DataError, TrainingError
 from editar.evaluation.pie_bench.dataset import load_items
 from editar.generation.edit_list import read_lines
+from editar.training.loop import train
+from editar.weights.run_checkpoint import latest_checkpoint
 from tests.helpers import miniature
 from tests.helpers.pie import GOLDEN
+from tests.helpers.tiny import tiny_overrides, train_config
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,15 @@ def test_pipes_are_no_data(tmp_path: Path) -> None:
         read_lines(tmp_path / "a.jsonl", tmp_path)
 
 
+def test_an_update_that_went_wrong_is_not_saved(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The last step's loss is that of the weights before it, and there is no next step to find it out."""
+    wild = ["optim.lr=1e38", "optim.muon_lr=1e38"]
+    given = tiny_overrides(tmp_path / "run", tiny_tokenizer, "steps=1", "optim.warmup_steps=0", *wild)
+    with pytest.raises(TrainingError, match=r"after step 1: .* not finite, nothing of it is saved"):
+        train(train_config(*given))
+    assert not (tmp_path / "run/model.safetensors").exists() and latest_checkpoint(tmp_path / "run") is None
+
+
 def test_a_text_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     raw = miniature.write_webdataset(tmp_path / "raw", 6, texts={2: b"a \xff star", 4: "ein grüner Stern".encode()})
     manifest = prepare(Request("webdataset", str(raw), tmp_path / "out"))
@@ -84,6 +96,20 @@ def test_a_picture_path_with_a_null_byte(tmp_path: Path) -> None:
 
     with pytest.raises(BenchmarkError, match="must lie inside annotation_images"):
         load_items(changed_mapping(tmp_path, change))
+
+
+def test_a_flipped_bit_in_a_prepared_folder_is_noticed(five_sources: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(five_sources["multigen_depth"], tmp_path / "copy"))
+    shard = next(copy.rglob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    table = open_table(copy)
+    with pytest.raises(DataError, match=r"parquet: cannot be read \(.*CRC.*get the file anew"):
+        [table[row] for row in range(len(table))]
+    (copy / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"its manifest\.json is gone"):
+        open_table(copy)
 
 
 def changed_mapping(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:

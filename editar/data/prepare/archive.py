@@ -156,15 +156,15 @@ def read_annotations(root: Path, files: list[Path]) -> Iterator[tuple[str, Annot
     """(file#line, annotation or why there is none) of every line; repetitions are dropped."""
     seen: set[int] = set()
     for file in files:
-        with open(file, encoding="utf-8", errors="replace") as lines:
+        with open(file, "rb") as lines:
             for number, line in enumerate(lines):
                 if line.strip():
                     yield f"{file.relative_to(root).as_posix()}#{number}", _parse(line, seen)
 
 
-def _parse(line: str, seen: set[int]) -> Annotation | Dropped:
+def _parse(line: bytes, seen: set[int]) -> Annotation | Dropped:
     try:
-        entry = parse_json(line)
+        entry = parse_json(line.decode())
         source, target = (posixpath.normpath(str(entry[key])).lstrip("/") for key in ("source_image", "target_image"))
     except (ValueError, KeyError, TypeError) as error:
         return Dropped("unreadable annotation", f"{type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from editar.data.tables import FORMAT, MANIFEST, UNFINISHED, Table, read_manifest
+from editar.data.tables import DROPPED, FORMAT, MANIFEST, UNFINISHED, Table, read_manifest
 from editar.errors import DataError, ImageError, ImageTooLarge, one_line
 from editar.images import contact_sheet, load_image, resize_and_crop, save_image
 from editar.runtime.files import parse_json, write_json, write_text
@@ -159,7 +159,7 @@ def finish_folder(
     manifest |= {"files": files, "made_from": made_from}
     if manifest["rows"]:
         write_sheet(open_rows(), columns, folder / "contact_sheet.png")
-    write_text(folder / "dropped.jsonl", "".join(json.dumps(row) + "\n" for row in drops.rows))
+    write_text(folder / DROPPED, "".join(json.dumps(row) + "\n" for row in drops.rows))
     write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
     _clear(folder)
     tell(folder, manifest)

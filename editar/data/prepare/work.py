@@ -70,8 +70,8 @@ class ShardWriter:
             return
         if self._writer is None:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            options = {"compression": self.compression, "use_dictionary": False, "write_statistics": False}
-            self._writer = pq.ParquetWriter(self._partial, self.schema, **options)
+            options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+            self._writer = pq.ParquetWriter(self._partial, self.schema, compression=self.compression, **options)
         self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
         self._written += len(self._buffer)
         self._buffer = []

@@ -59,7 +59,7 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
             if due(done, cfg.eval_every, cfg.steps) and not stopping:
                 check_finite(run, done)
                 with run.ema.swapped() if run.ema is not None else nullcontext():
-                    logger.log(done, measure(run))
+                    logger.log(done, measure(run, done))
             if due(done, cfg.save_every, cfg.steps) or stopping:
                 check_finite(run, done)
                 state = training_state(run.trainee, run.begun(done), run.ema)
@@ -199,7 +199,7 @@ def not_finite(step: int, names: list[str]) -> str:
 
 
 @torch.no_grad()
-def measure(run: TokenizerRun) -> dict[str, float]:
+def measure(run: TokenizerRun, step: int) -> dict[str, float]:
     """PSNR and codes used on held-out pictures, written to result.json with a sheet of pictures above what the
     tokenizer makes of them; on the first process, {} on the others."""
     if not run.ranks.is_main:
@@ -208,6 +208,8 @@ def measure(run: TokenizerRun) -> dict[str, float]:
     codes = torch.cat([model.encode(part) for part in images.split(AT_ONCE)])
     recon = torch.cat([model.decode(part) for part in codes.split(AT_ONCE)]).clamp(-1, 1)
     psnr = float(-10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4).mean())
+    if not math.isfinite(psnr):
+        raise TrainingError(not_finite(step, ["heldout_psnr_db"]))
     found = {"heldout_psnr_db": psnr, "heldout_codes_used": codes.unique().numel()}
     write_json(run.folder / "result.json", found)
     before, after = to_uint8(images[:64]), to_uint8(recon[:64])
