@@ -17,7 +17,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms.functional import resize
 
 from editar.metrics.networks import frozen, read_state
 from editar.runtime.files import load_state
@@ -55,6 +54,8 @@ class StructureDistance:
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255 -> what the network reads, (B, 3, 224, 224); not in [0, 1], see the module."""
+        from torchvision.transforms.functional import resize  # imports torch's compiler: seconds, at every start
+
         images = resize(images.to(self.device).float(), [SIDE], antialias=self.antialias)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
         return (images - mean) / std
