@@ -94,7 +94,7 @@ def outputs(cfg: EditConfig) -> tuple[list[Path], Path | None, Path | None]:
     files = [*names, *[made] * cfg.from_photo, *[comparison] * compared]
     if too_long := [file for file in files if len(os.fsencode(file.name)) > LONGEST_NAME]:
         raise ConfigError(f"{too_long[0].name} is longer than {LONGEST_NAME} bytes; give a shorter output=...")
-    taken = [name for name in files if os.path.lexists(name)]
+    taken = [name for name in (*files, *[output] * (not output.suffix)) if os.path.lexists(name)]
     given = [path for path in (cfg.image, cfg.mask, *cfg.references) if path is not None and os.path.exists(path)]
     if same := [name for name in taken if name.exists() and any(name.samefile(path) for path in given)]:
         raise ConfigError(f"{same[0]} is read, and never replaced; give another output=...")

@@ -187,8 +187,6 @@ def paired_table(evaluation: Evaluation) -> str:
 
 def load_evaluation(path: str | Path) -> Evaluation:
     """From scores.json or the folder that holds it. Raises BenchmarkError."""
-    from pydantic import TypeAdapter
-
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     try:
@@ -197,10 +195,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
         names = {column["name"] for column in columns}
         methods = [{"method": name} | _numbers(entry, names) for name, entry in raw["methods"].items()]
         given = {"columns": columns, "methods": methods, "missing": raw["missing_columns"], "networks": raw["judges"]}
-        # The types of the dataclasses' fields, checked all the way down.
-        found = TypeAdapter(Evaluation).validate_python(given | {key: raw[key] for key in HEAD})
-        _check(found)
-        return found
+        return _typed(given | {key: raw[key] for key in HEAD})
     except FileNotFoundError:
         raise BenchmarkError(f"{file}: no such file; `editar.eval stage=score` writes it") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -218,6 +213,19 @@ def _numbers(entry: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {key: entry[key] for key in ("results", "groups", "why_not", "generated_with")} | {
         "rows": rows, "whole": whole, "cost": entry.get("cost", []),
     }  # fmt: skip
+
+
+def _typed(values: dict[str, Any]) -> Evaluation:
+    """The evaluation with these fields, whose types are checked all the way down. Raises ValueError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(Evaluation).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    _check(found)
+    return found
 
 
 def _check(found: Evaluation) -> None:

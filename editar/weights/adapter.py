@@ -85,9 +85,10 @@ def check_description(folder: Path, cfg: LoraConfig) -> None:
     """Whether adapter_config.json, which peft reads, says what config.yaml says. Raises CheckpointError."""
     found = description(folder)
     for key, value in (("r", cfg.rank), ("lora_alpha", cfg.alpha), ("target_modules", sorted(set(cfg.targets)))):
-        if found.get(key) != value:
+        said = found.get(key)
+        if (sorted(map(str, said)) if isinstance(said, list) else said) != value:
             raise CheckpointError(
-                f"{folder}: adapter_config.json says {key}={found.get(key)!r}, config.yaml {value!r}; "
+                f"{folder}: adapter_config.json says {key}={said!r}, config.yaml {value!r}; "
                 f"copy both from the training's folder"
             )
 

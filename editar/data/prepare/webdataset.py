@@ -41,7 +41,7 @@ class TarInput:
             row: dict[str, Any] = {"key": key, "missing": [name for part, name in PARTS.items() if part not in parts]}
             for part, content in parts.items():
                 name = PARTS[part]
-                row[name] = {"bytes": content, "path": key} if part != "txt" else content.decode(errors="replace")
+                row[name] = content.decode(errors="replace") if part == "txt" else {"bytes": content, "path": key}
                 if part == "txt" and row[name].encode() != content:
                     row["unreadable"] = f"{key}.txt"
             yield row

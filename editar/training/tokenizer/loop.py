@@ -208,7 +208,7 @@ def measure(run: TokenizerRun, step: int) -> dict[str, float]:
     codes = torch.cat([model.encode(part) for part in images.split(AT_ONCE)])
     recon = torch.cat([model.decode(part) for part in codes.split(AT_ONCE)]).clamp(-1, 1)
     psnr = float(-10 * torch.log10((recon - images).square().mean((1, 2, 3)) / 4).mean())
-    if not math.isfinite(psnr):
+    if math.isnan(psnr):
         raise TrainingError(not_finite(step, ["heldout_psnr_db"]))
     found = {"heldout_psnr_db": psnr, "heldout_codes_used": codes.unique().numel()}
     write_json(run.folder / "result.json", found)
