@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -93,14 +94,18 @@ def read_bytes(path: Path) -> bytes:
 
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text that somebody else wrote. Raises ValueError for whatever is not readable JSON, or holds
-    half of a surrogate pair, which no file and no name could hold."""
+    half of a surrogate pair or a null character, which no file and no name could hold."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("not readable JSON: nested without end") from None
-    if (rb"\ud" if isinstance(text, bytes) else r"\ud") in text.lower():  # type: ignore[operator]
+    if r"\ud" in text.lower():
         # Only the halves by which Python writes names that are not UTF-8 pass.
         json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
+    if r"\u0000" in text and re.search(r"(?<!\\)(\\\\)*\\u0000", text):
+        raise ValueError("a text in it holds a null character")
     return value
 
 

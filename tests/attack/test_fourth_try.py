@@ -17,6 +17,7 @@ from editar.data.tables import open_table
 from editar.errors import BenchmarkError, DataError, TrainingError
 from editar.evaluation.pie_bench.dataset import load_items
 from editar.generation.edit_list import read_lines
+from editar.runtime.files import parse_json
 from editar.training.loop import train
 from editar.weights.run_checkpoint import latest_checkpoint
 from tests.helpers import miniature
@@ -94,8 +95,16 @@ def test_a_picture_path_with_a_null_byte(tmp_path: Path) -> None:
         next(iter(entries.values()))["image_path"] += "\0.jpg"
         return entries
 
-    with pytest.raises(BenchmarkError, match="must lie inside annotation_images"):
+    with pytest.raises(BenchmarkError, match="a text in it holds a null character"):
         load_items(changed_mapping(tmp_path, change))
+
+
+def test_null_characters_of_json() -> None:
+    for text in ('["a\\u0000"]', '["\\\\\\u0000b"]', '{"a\\u0000": 1}'):
+        for given in (text, text.encode()):
+            with pytest.raises(ValueError, match="null character"):
+                parse_json(given)
+    assert parse_json(r'["\\u0000"]') == [r"\u0000"]  # a backslash and five letters
 
 
 def test_a_flipped_bit_in_a_prepared_folder_is_noticed(five_sources: dict[str, Path], tmp_path: Path) -> None:

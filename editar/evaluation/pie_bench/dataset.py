@@ -14,7 +14,6 @@ Nothing here scores; `editar.evaluation.pie_bench.metrics` does. Quirks of the o
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from editar.errors import BenchmarkError, one_line
 from editar.generation.result_folder import check_once
 from editar.images import load_image
 from editar.metrics.pictures import SIZE, load_square
+from editar.runtime.files import parse_json, read_bytes
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
@@ -88,8 +88,8 @@ def load_items(root: str | Path) -> list[PieItem]:
     if not file.is_file():
         raise BenchmarkError(f"{file}: no such file; {_what_else(root)}")
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, nesting without end
+        entries = parse_json(read_bytes(file))
+    except ValueError as error:  # also numbers of thousands of digits, nesting without end
         raise BenchmarkError(f"{file}: not readable JSON ({one_line(error)})") from None
     if not isinstance(entries, dict) or not entries:
         raise BenchmarkError(f"{file}: must map picture ids to entries")
@@ -136,7 +136,7 @@ def _item(file: Path, key: str, entry: Any) -> PieItem:
     if not texts["editing_instruction"].strip():
         raise BenchmarkError(f"{where}: editing_instruction is empty; is this PIE-Bench's own mapping file?")
     path = PurePosixPath(entry["image_path"])
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(path):
+    if path.is_absolute() or ".." in path.parts or not path.name:
         raise BenchmarkError(f"{where}: image_path {path} must lie inside {PICTURES}")
     if str(entry["editing_type_id"]) not in map(str, EDIT_TYPES):
         raise BenchmarkError(f"{where}: editing_type_id {entry['editing_type_id']} is not one of 0 to 9")
