@@ -59,10 +59,12 @@ def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
     its quotes. A key of an open section needs no plus sign. Raises ConfigError for `???`, which OmegaConf cannot hold,
-    for a value without a key, and for a number where OmegaConf would take any as true."""
+    for a value without a key, for Hydra's own settings, and for a number where OmegaConf would take any as true."""
     key, given, text = override.partition("=")
     if (given and not key.strip("+~")) or override.startswith("-"):
         raise ConfigError(f"{override}: a setting is KEY=VALUE, and --help lists them")
+    if re.match(r"[+~]*hydra\b", key):
+        raise ConfigError(f"{key}: Hydra's own settings have no effect here; give output_dir, and none of hydra.*")
     if text in ("???", "'???'", '"???"'):
         raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     if given and is_open(cls, key):

@@ -175,6 +175,9 @@ def test_other_settings_without_effect(one_line: Callable[..., str]) -> None:
         load_config(TrainConfig, "train", ["output_dir=x", "text.extra_words=[[a]]"])
     with pytest.raises(ConfigError, match=r"gpt\.n_layer=100000000 must be at most 1000"):
         load_config(TrainConfig, "train", ["output_dir=x", "gpt.n_layer=100000000"])
+    for hydra in ("hydra.run.dir=/tmp/x", "hydra/launcher=joblib", "+hydra.verbose=true"):
+        with pytest.raises(ConfigError, match=r"Hydra's own settings have no effect here; give output_dir"):
+            load_config(EvalConfig, "eval", ["checkpoint=x", "output_dir=x", hydra])
     with pytest.raises(ConfigError, match=r"-m: a setting is KEY=VALUE"):
         load_config(TrainConfig, "train", ["-m"])
     assert "--rows 1:2 needs --source NAME" in one_line("scripts/inspect_data.py", "--rows", "1:2")
