@@ -27,6 +27,8 @@ LARGEST_COMPARED = 1024  # pixels of a picture's longer side in the comparison
 def edit(cfg: EditConfig) -> list[Path]:
     """Write the picture(s) and, where there are several or a source, all of them in one row. Returns the files."""
     if cfg.edits is not None or (cfg.image is not None and os.path.isdir(cfg.image)):
+        if cfg.images is not None:
+            raise ConfigError(f"images={cfg.images} begins with a folder; of several pictures each is a file")
         from editar.generation.edit_list import edit_many
 
         return edit_many(cfg, load(cfg))

@@ -28,7 +28,7 @@ def cache_codes(cfg: TrainConfig) -> None:
         tokenizer = build_tokenizer(cfg, ranks.device)
         needed = cfg.data.cache_features or cfg.data.cache_pictures == "exact"
         teacher = build_teacher_of(cfg, ranks.device) if needed else None
-        checksum = vq_checksum(tokenizer)
+        checksum = vq_checksum(tokenizer.state_dict())
         for source in open_sources(cfg.data).values():
             build_cache(cfg, source, tokenizer, checksum, teacher, ranks)
         if ranks.is_main:

@@ -12,12 +12,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml, read_yaml
 from editar.errors import CheckpointError
 from editar.runtime.entry import script
-from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, write_text
+from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, weights_header, write_text
+from editar.weights.load import check_tokenizer, save_pair
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.
@@ -33,23 +33,31 @@ def export(run: Path, out: Path, decoder: Path | None = None) -> None:
     from_yaml(TrainConfig if is_gpt else TokenizerTrainConfig, run / "config.yaml")  # a damaged one is not passed on
     if is_gpt:
         states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
+        check_tokenizer(run, states[WEIGHTS[1]])
     if decoder is not None:
         tokenizer = list(states)[-1]  # the only file of a tokenizer's run
         states[tokenizer] = with_decoder(states[tokenizer], decoder)
     for start in starts:
         start.pop("host", None)
     with new_folder(out) as partial:
-        for name, state in states.items():
-            half = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
-            if DROP_TO_ZERO in half:
-                half[DROP_TO_ZERO].zero_()
-            with safe_open(str(run / name), framework="pt") as file:
-                save_weights(half, partial / name, file.metadata())
+        first, *tokenizers = [halved(state) for state in states.values()]
+        header = weights_header(run / WEIGHTS[0])
+        if tokenizers:
+            save_pair(partial, first, tokenizers[0], header)
+        else:
+            save_weights(first, partial / WEIGHTS[0], header)
         for name in ("config.yaml", "metrics.jsonl"):
             shutil.copyfile(run / name, partial / name)
         write_text(partial / "provenance.json", json.dumps(starts, indent=1) + "\n")
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    half = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
+    if DROP_TO_ZERO in half:
+        half[DROP_TO_ZERO].zero_()
+    return half
 
 
 def with_decoder(state: dict[str, torch.Tensor], decoder: Path) -> dict[str, torch.Tensor]:

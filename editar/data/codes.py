@@ -27,6 +27,7 @@ from editar.data.sample import BadRow, Texts
 from editar.errors import DataError, one_line
 from editar.images import encode_image
 from editar.runtime.files import parse_json
+from editar.runtime.log import say
 
 FORMAT = 1
 JPEG = "jpeg"  # pictures of up to 256 px, that the teacher still resizes and crops
@@ -63,6 +64,27 @@ class CacheManifest:
     @property
     def shards(self) -> int:
         return -(-self.rows // SHARD_ROWS)
+
+    def open_shard(self, path: Path, shard: int) -> pq.ParquetFile:
+        """A shard's file, of whose pages nothing is read yet. Raises OSError, ValueError or ArrowException unless it
+        has this cache's rows and columns."""
+        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        rows, names = file.metadata.num_rows, file.schema_arrow.names
+        if rows != (wanted := min(SHARD_ROWS, self.rows - shard * SHARD_ROWS)) or names != SCHEMA.names:
+            raise ValueError(f"{rows} rows of {', '.join(names)} instead of {wanted} of {', '.join(SCHEMA.names)}")
+        return file
+
+    def has_shard(self, folder: Path, shard: int) -> bool:
+        """Whether it was finished; one that was damaged since counts as missing, and is named."""
+        path = shard_path(folder, shard)
+        if not path.is_file():
+            return False
+        try:
+            self.open_shard(path, shard).close()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            say(f"{path}: not readable ({one_line(error)}); made anew")
+            return False
+        return True
 
     def read(self, folder: Path) -> CacheManifest | None:
         """The manifest in `folder`, None if there is none. Raises DataError unless it equals this one."""
@@ -164,10 +186,7 @@ class CodesCache:
         """The table of a small cache, the open file of a large one. Raises DataError unless it is whole."""
         path = shard_path(self.folder, shard)
         try:
-            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-            rows, names = file.metadata.num_rows, file.schema_arrow.names
-            if rows != (wanted := min(SHARD_ROWS, len(self) - shard * SHARD_ROWS)) or names != SCHEMA.names:
-                raise ValueError(f"{rows} rows of {', '.join(names)} instead of {wanted} of {', '.join(SCHEMA.names)}")
+            file = self.manifest.open_shard(path, shard)
             return file.read() if self.in_memory else file
         except (OSError, ValueError, pa.ArrowException) as error:
             raise unreadable(path, error) from None

@@ -116,7 +116,7 @@ def build_cache(
     ranks.barrier()  # every rank must have listed what is missing before any writes
     if found is None and ranks.is_main:
         write_json(folder / "manifest.json", asdict(wanted))
-    todo = [k for k in range(wanted.shards) if not codes.shard_path(folder, k).is_file()]
+    todo = [k for k in range(wanted.shards) if not wanted.has_shard(folder, k)]
     mine = todo[ranks.rank :: ranks.size]
     if todo and ranks.is_main:
         say(f"{source.name}: encoding {len(todo)} of {wanted.shards} shards ({wanted.rows} rows) into {folder}")

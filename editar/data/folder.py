@@ -30,7 +30,7 @@ class FolderTable:
         if not self.listing.is_file():
             raise DataError(f"{self.listing}: no such file; write one line per pair with {', '.join(KEYS)}")
         try:
-            text = self.listing.read_text(encoding="utf-8")
+            text = self.listing.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.listing}: not UTF-8 ({error}); save it as UTF-8") from None
         self.lines: list[str] = []

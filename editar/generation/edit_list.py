@@ -96,7 +96,7 @@ def check_sources_stay(edits: list[ListedEdit], cfg: EditConfig) -> None:
 def read_lines(listing: Path, out: Path) -> list[ListedEdit]:
     """The edits of a JSONL file; results are called after the line's number and the picture."""
     try:
-        lines = read_bytes(listing).decode().split("\n")
+        lines = read_bytes(listing).decode("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{listing}: {error}; give a UTF-8 file with a JSON object in every line") from None
     edits = []

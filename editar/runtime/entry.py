@@ -20,7 +20,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
 
 from editar.config import CONFIG_DIR, explain, is_open, kind_of, literal, to_dataclass
 from editar.errors import ConfigError, LostProcess, UserError, one_line, out_of_memory
-from editar.runtime.log import say
+from editar.runtime.log import say, unread
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
 LONGEST = 1200  # letters of an error, which may quote paths of thousands
@@ -38,7 +38,7 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if not CONFIG_DIR.is_dir():
@@ -47,6 +47,8 @@ def compose(cls: type, name: str, overrides: list[str]) -> Any:
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra_compose(name, [as_written(cls, override) for override in overrides])
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: not readable as KEY=VALUE; quote what is no letter or digit") from None
     except (HydraException, ValueError, OSError) as error:  # null for a config group, a key that no file could have
         if isinstance(error.__cause__, OmegaConfBaseException):
             raise explain(error.__cause__, cls) from None
@@ -69,6 +71,8 @@ def as_written(cls: type, override: str) -> str:
         raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     if given and is_open(cls, key):
         return f"++{override}"
+    if text == "null" and (groups := sorted(path.stem for path in (CONFIG_DIR / key).glob("*.yaml"))):
+        raise ConfigError(f"{override}: {key} is one of {', '.join(groups)}")
     kind, free_text = kind_of(cls, key.lstrip("+"))
     if given and bool in (get_args(kind) or [kind]) and text.lower() not in ("true", "false", "null"):
         raise ConfigError(f"{override}: neither true nor false")
@@ -100,8 +104,9 @@ def run(
             from omegaconf import OmegaConf
 
             settings = [argument for argument in arguments if argument not in ("-h", "--help")]
-            print(f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n")
-            print(OmegaConf.to_yaml(compose(cls, name, settings)))
+            usage = f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n"
+            with unread(sys.stdout):
+                print(usage, OmegaConf.to_yaml(compose(cls, name, settings)), sep="\n", flush=True)
             return
         cfg = load_config(cls, name, arguments)
         told.folder = getattr(cfg, "output_dir", None)

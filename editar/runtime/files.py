@@ -153,6 +153,15 @@ def tensors_crc(tensors: Mapping[str, torch.Tensor]) -> str:
     return f"{found:08x}"
 
 
+def weights_header(path: Path) -> dict[str, str]:
+    """What stands beside the tensors of a safetensors file. Raises CheckpointError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # safetensors raises its own untyped errors for damaged files
+        raise CheckpointError(f"{path}: not a readable safetensors file ({one_line(error)})") from None
+
+
 def weights_step(path: Path) -> int | None:
     """The training step in the header of a safetensors file; None where there is no such file or step."""
     try:
@@ -300,8 +309,8 @@ def provenance() -> dict[str, str]:
 
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False).stdout
-    except OSError:  # no git on this machine
+        found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or one that hangs
         found = b""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {

@@ -57,9 +57,13 @@ def _take(path: Path) -> IO[str]:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its holder has just removed it
-    file.truncate(0)
-    json.dump(mine, file)
-    file.flush()
+    try:
+        file.truncate(0)
+        json.dump(mine, file)
+        file.flush()
+    except OSError as error:  # a full disk
+        path.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); make room there") from None
     return file
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import resource
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from editar.config import WandbConfig
 from editar.errors import ConfigError
@@ -23,7 +25,17 @@ CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 def say(text: str) -> None:
     """One line for the person at the terminal; what would steer the terminal, from a file's contents, is escaped."""
-    print(CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text), file=sys.stderr, flush=True)
+    with unread(sys.stderr):
+        print(CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def unread(stream: TextIO) -> Iterator[None]:
+    """A pipe that nobody reads any more, as after `| head`, is no reason to stop: what follows goes nowhere."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def duration(seconds: float) -> str:

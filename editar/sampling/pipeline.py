@@ -27,7 +27,7 @@ from editar.models.gpt import GPT
 from editar.models.text import TextEncoder
 from editar.models.vq import VQModel
 from editar.runtime.device import pick_device, pick_dtype
-from editar.runtime.files import save_weights, write_text
+from editar.runtime.files import write_text
 from editar.sampling.batching import automatic_batch, in_batches
 from editar.sampling.decode import SampleSeeds
 from editar.sampling.engine import Engine, Progress
@@ -35,6 +35,7 @@ from editar.sampling.fit import Fitted, Picture, fit_picture, read_picture
 from editar.sampling.masks import known_codes_outside
 from editar.sampling.stats import GenerationStats
 from editar.weights.adapter import FILES, open_run
+from editar.weights.load import save_pair
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
 OUTPUTS: dict[str, Callable[[Image.Image], Any]] = {"pil": lambda image: image, "np": np.asarray, "pt": to_tensor}
@@ -82,6 +83,8 @@ class EditPipeline(
         """
         cfg, gpt, tokenizer = open_run(path, revision, lora)
         cfg.sampling = override(cfg.sampling, sampling or {}, "sampling")
+        if int8 and dtype == "bfloat16":
+            raise ConfigError("int8=true needs a float32 model on a CPU; leave dtype=bfloat16 out")
         cfg.text.name = text_name or cfg.text.name
         place = pick_device(device) if isinstance(device, str) else device
         for module in (gpt, tokenizer):
@@ -91,8 +94,7 @@ class EditPipeline(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_text(save_directory / FILES[0], to_yaml(self.cfg))
-        for name, module in zip(FILES[1:], (self.gpt, self.tokenizer), strict=True):
-            save_weights(module.state_dict(), save_directory / name)
+        save_pair(save_directory, self.gpt.state_dict(), self.tokenizer.state_dict())
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         size = sum(parameter.numel() for parameter in self.gpt.parameters())

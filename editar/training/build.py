@@ -18,7 +18,7 @@ from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.distributed import Ranks
-from editar.runtime.files import some
+from editar.runtime.files import some, weights_step
 from editar.runtime.log import say
 from editar.training.checkpoint import Checkpointer, NewestWeights, resume
 from editar.training.ema import Ema
@@ -28,7 +28,7 @@ from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
 from editar.weights.adapter import ADAPTER_FILES, FILES, adapt, adapter_weights, base_of, check_base
-from editar.weights.load import load_gpt, load_vq, vq_checksum
+from editar.weights.load import TOKENIZER, load_gpt, load_vq, vq_checksum
 from editar.weights.run_checkpoint import latest_checkpoint
 
 
@@ -64,12 +64,13 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     if newest is not None and cfg.resume == "never":
         raise ConfigError(f"{folder} already holds {newest.name} and resume=never; choose another output_dir")
     if newest is None:
-        check_no_weights(folder)
+        check_no_weights(folder, cfg.save_every)
     encoders = Encoders.build(cfg, ranks.device)
     if ranks.is_main:
         check_disk(cfg)
     torch.manual_seed(cfg.seed)  # here, so that ranks agree, also on the null tables, which DDP does not send
-    gpt, file = GPT(cfg.gpt), NewestWeights()
+    tokenizer = vq_checksum(encoders.tokenizer.state_dict())
+    gpt, file = GPT(cfg.gpt), NewestWeights(header={TOKENIZER: tokenizer})
     if cfg.lora.rank:
         file = start_adapter(cfg, gpt, encoders.tokenizer, folder, ranks)
     elif cfg.init_from is not None and newest is None:
@@ -87,7 +88,7 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     optimizers = make_optimizers(gpt, cfg.optim)
     ema = Ema(gpt, cfg.optim.ema_decay) if cfg.optim.ema_decay else None
     start = resume(folder, gpt, optimizers, ema, ranks, file)
-    train_rows, heldout_rows = open_data(cfg, ranks, encoders)
+    train_rows, heldout_rows = open_data(cfg, ranks, encoders, tokenizer)
     return Run(
         cfg=cfg,
         folder=folder,
@@ -106,14 +107,15 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
     )
 
 
-def check_no_weights(folder: Path) -> None:
+def check_no_weights(folder: Path, save_every: int) -> None:
     """Raises ConfigError for a folder with weights of a training that it does not hold, which a new one would
-    replace. One that was stopped within its first checkpoint has weights too, and a folder for checkpoints."""
-    if (folder / "checkpoints").is_dir():
-        return
-    if found := [name for name in (FILES[1], ADAPTER_FILES[1]) if (folder / name).exists()]:
+    replace. One that was killed within its first checkpoint has weights too, and a folder for checkpoints."""
+    begun = (folder / "checkpoints").is_dir()
+    for name in (FILES[1], ADAPTER_FILES[1]):
+        if not (folder / name).exists() or (begun and (weights_step(folder / name) or 0) <= save_every):
+            continue
         raise ConfigError(
-            f"{folder} holds {found[0]}, but no checkpoint to go on from, and a new training would replace it; choose "
+            f"{folder} holds {name}, but no checkpoint to go on from, and a new training would replace it; choose "
             f"another output_dir, with init_from={folder} to begin with these weights"
         )
 
@@ -136,7 +138,7 @@ def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, 
     beside = Path(str(cfg.init_from)) / "tokenizer.safetensors"
     if beside.is_file():
         load_vq(own := VQModel(cfg.tokenizer), beside)
-        if vq_checksum(own) != base["tokenizer"]:
+        if vq_checksum(own.state_dict()) != base["tokenizer"]:
             raise ConfigError(
                 f"tokenizer.weights={cfg.tokenizer.weights} is not the tokenizer of init_from={cfg.init_from}, with "
                 f"which the adapter will be used; give tokenizer.weights={cfg.init_from}"
@@ -149,10 +151,9 @@ def start_adapter(cfg: TrainConfig, gpt: GPT, tokenizer: VQModel, folder: Path, 
     return NewestWeights(ADAPTER_FILES[1], adapter_weights, base)
 
 
-def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders) -> tuple[TrainStream, HeldoutRows]:
-    """Sources, their codes when the config names a cache, and the mixture of them."""
+def open_data(cfg: TrainConfig, ranks: Ranks, encoders: Encoders, checksum: str) -> tuple[TrainStream, HeldoutRows]:
+    """Sources, their codes when the config names a cache, and the mixture of them; `checksum`: the tokenizer's."""
     sources = open_sources(cfg.data)
-    checksum = vq_checksum(encoders.tokenizer)
     prepare = encoders.teacher.prepare if encoders.teacher else None
     readers = []
     for source in sources.values():

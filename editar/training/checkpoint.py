@@ -138,6 +138,8 @@ class Checkpointer:
         cause = root_cause(error)
         if lost_connection(cause):
             return LostProcess(f"checkpoint of step {step}: another process is gone ({one_line(cause)})")
+        if self.ranks.is_main:
+            shutil.rmtree(partial_of(self.folder, step), ignore_errors=True)  # it may be what fills the disk
         newest = latest_checkpoint(self.folder)
         kept = f"{newest.name} is complete" if newest else "there is no earlier one"
         free = shutil.disk_usage(self.folder).free / 1e9

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from editar.config import LoraConfig, TrainConfig, from_yaml
 from editar.errors import CheckpointError, ConfigError, one_line
 from editar.models.gpt import GPT
 from editar.models.vq import VQModel
-from editar.runtime.files import load_weights, parse_json, some, write_json
+from editar.runtime.files import load_weights, parse_json, some, weights_header, write_json
 from editar.runtime.hub import local_folder
-from editar.weights.load import load_gpt, load_vq, tensor_checksum, vq_checksum
+from editar.weights.load import TOKENIZER, check_tokenizer, load_gpt, load_vq, tensor_checksum, vq_checksum
 
 FILES = ("config.yaml", "model.safetensors", "tokenizer.safetensors")
 ADAPTER_FILES = ("config.yaml", "adapter_model.safetensors", "adapter_config.json")
@@ -42,6 +41,7 @@ def open_run(
     gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
     load_gpt(gpt, folder, strict=True)
     load_vq(tokenizer, folder)
+    check_tokenizer(folder, tokenizer.state_dict())
     if lora is not None:
         adapter = adapter_folder(lora)
         trained = from_yaml(TrainConfig, adapter / "config.yaml")
@@ -65,13 +65,13 @@ def adapter_folder(lora: str | Path) -> Path:
 def base_of(gpt: GPT, tokenizer: VQModel) -> dict[str, str]:
     """Checksums of what an adapter depends on. The layer for the teacher is not in them: no edit reads it."""
     own = {name: value for name, value in gpt.state_dict().items() if not name.startswith("alignment.")}
-    return {"base": tensor_checksum(own), "tokenizer": vq_checksum(tokenizer)}
+    return {"base": tensor_checksum(own), TOKENIZER: vq_checksum(tokenizer.state_dict())}
 
 
 def check_base(folder: Path, found: Mapping[str, str]) -> None:
     """Whether the adapter in `folder` was trained on the weights with these checksums. Raises CheckpointError."""
-    stored = adapter_header(folder)
-    for key, what in (("base", "a GPT"), ("tokenizer", "a tokenizer")):
+    stored = weights_header(folder / ADAPTER_FILES[1])
+    for key, what in (("base", "a GPT"), (TOKENIZER, "a tokenizer")):
         if key not in stored:
             raise CheckpointError(f"{folder}: adapter_model.safetensors names no {key}; editar.train did not write it")
         if stored[key] != found[key]:
@@ -107,15 +107,6 @@ def description(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{folder}: adapter_config.json is damaged (not a mapping); copy it anew")
     return found
-
-
-def adapter_header(folder: Path) -> dict[str, str]:
-    path = folder / ADAPTER_FILES[1]
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:  # safetensors raises its own untyped errors for damaged files
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_adapter(folder: Path) -> dict[str, torch.Tensor]:

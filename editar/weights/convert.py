@@ -23,12 +23,13 @@ from editar.runtime.files import (
     new_folder,
     parse_json,
     save_weights,
+    weights_header,
     write_json,
     write_text,
 )
 from editar.runtime.manifest import load_manifest
-from editar.weights.adapter import adapter_folder, adapter_header, open_run
-from editar.weights.load import check_values, gpt_advice, judge, read_tokenizer, vq_advice
+from editar.weights.adapter import ADAPTER_FILES, adapter_folder, open_run
+from editar.weights.load import check_values, gpt_advice, judge, read_tokenizer, save_pair, vq_advice
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
 
@@ -85,11 +86,12 @@ def _import(
     if cfg is not None:
         judge(meta_gpt(cfg.gpt), state, info, False, gpt_advice(info.sizes, cfg.gpt))
     training = resumable_state(state, info, cfg) if keep_optimizer else None
-    save_weights(state, partial / "model.safetensors")
+    if codes:
+        save_pair(partial, state, codes)
+    else:
+        save_weights(state, partial / "model.safetensors")
     if cfg is not None:
         write_text(partial / "config.yaml", to_yaml(cfg))
-    if codes:
-        save_weights(codes, partial / "tokenizer.safetensors")
     if training is not None:
         write_whole(partial, int(info.training.get("steps", 0)), training)
     write_json(partial / "source.json", describe_source(info))
@@ -112,11 +114,9 @@ def merge_adapter(base: str | Path, lora: str | Path, folder: str | Path) -> Non
         cfg, gpt, tokenizer = open_run(base, lora=lora)
         cfg.lora = LoraConfig()
         write_text(partial / "config.yaml", to_yaml(cfg))
-        save_weights(gpt.state_dict(), partial / "model.safetensors")
-        save_weights(tokenizer.state_dict(), partial / "tokenizer.safetensors")
-        write_json(
-            partial / "source.json", {"source": str(base), "lora": str(lora), **adapter_header(adapter_folder(lora))}
-        )
+        save_pair(partial, gpt.state_dict(), tokenizer.state_dict())
+        header = weights_header(adapter_folder(lora) / ADAPTER_FILES[1])
+        write_json(partial / "source.json", {"source": str(base), "lora": str(lora), **header})
 
 
 def gpt_config(
@@ -199,11 +199,14 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
 
     Taken from the newest checkpoint: its weights (not their average), its AdamW moments, its step. Without a
     checkpoint, or with Muon, which the official script does not know, there is no "optimizer". Returns what was
-    written. Raises CheckpointError for a model that the official code would load and compute differently.
+    written. Raises CheckpointError for a model that the official code would load and compute differently, and where
+    `path` exists.
     """
     folder, path = Path(run_folder), Path(path)
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder}: config.yaml not found; give the folder that editar.train wrote")
+    if path.exists():
+        raise CheckpointError(f"{path} exists already; choose another name or remove it")
+    if not (folder / "config.yaml").is_file() or "gpt" not in read_yaml(folder / "config.yaml"):
+        raise CheckpointError(f"{folder}: holds no config.yaml of a GPT; give the folder that editar.train wrote")
     cfg = from_yaml(TrainConfig, folder / "config.yaml")
     if cfg.rope != RopeConfig(base=cfg.rope.base):
         raise CheckpointError(f"{folder}: trained with rope settings that the official code does not have")
@@ -220,7 +223,10 @@ def export_official(run_folder: str | Path, path: str | Path) -> dict[str, Any]:
     written["steps"] = int(steps)
     written["args"] = argparse.Namespace(**(source.get("args") or official_args(cfg)))
     with atomic(path) as partial:
-        torch.save(written, partial)
+        try:
+            torch.save(written, partial)
+        except RuntimeError as error:  # torch's own word for a disk that is full
+            raise CheckpointError(f"{path}: could not be written ({one_line(error)}); is the disk full?") from None
     return written
 
 

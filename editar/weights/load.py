@@ -15,7 +15,7 @@ from torch import nn
 from editar.config import GPTConfig, RopeConfig, TokenizerConfig
 from editar.errors import CheckpointError
 from editar.models.gpt import GPT
-from editar.runtime.files import check_state, some
+from editar.runtime.files import check_state, save_weights, some, weights_header
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 
 
@@ -36,6 +36,9 @@ EXPECTED = (
     Expected("unexpected", "alignment.*", ("gpt_editar",), "this configuration has no teacher"),
     Expected("unexpected", "layers.*.attention.kv_cache.?_cache", ("gpt_t2i", "gpt_editar"), "saved after sampling"),
 )
+
+
+TOKENIZER = "tokenizer"  # in the header of a GPT's or an adapter's weights: `vq_checksum` of the one it was trained on
 
 
 @dataclass
@@ -145,11 +148,26 @@ def tensor_checksum(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def vq_checksum(tokenizer: nn.Module) -> str:
+def vq_checksum(state: Mapping[str, torch.Tensor]) -> str:
     """16 hex digits over a VQModel's weights, whatever file they came from."""
-    state = tokenizer.state_dict()
-    del state["quantize.codebook_used"]  # a statistic of the tokenizer's own training
-    return tensor_checksum(state)
+    # That entry is a statistic of the tokenizer's own training.
+    return tensor_checksum({key: value for key, value in state.items() if key != "quantize.codebook_used"})
+
+
+def save_pair(folder: Path, gpt: State, vq: State, metadata: Mapping[str, str] | None = None) -> None:
+    """model.safetensors and tokenizer.safetensors of a run folder; the header of the first names the second."""
+    save_weights(vq, folder / "tokenizer.safetensors")
+    save_weights(gpt, folder / "model.safetensors", {**(metadata or {}), TOKENIZER: vq_checksum(vq)})
+
+
+def check_tokenizer(folder: Path, vq: State) -> None:
+    """Raises CheckpointError where the GPT's weights in `folder` name another tokenizer; older files name none."""
+    stored = weights_header(folder / "model.safetensors").get(TOKENIZER)
+    if stored is not None and stored != (found := vq_checksum(vq)):
+        raise CheckpointError(
+            f"{folder}: the GPT was trained on the codes of a tokenizer with checksum {stored}, tokenizer.safetensors "
+            f"has {found}; copy the folder anew (a decoder trained further comes in by scripts/export_run.py --decoder)"
+        )
 
 
 def declared(what: str, key: str, kind: str) -> Expected | None:
@@ -171,6 +189,8 @@ def gpt_advice(sizes: Mapping[str, Any], cfg: GPTConfig) -> str:
     ):
         if getattr(cfg, size) is not None and sizes[size] not in (None, getattr(cfg, size)):
             settings.append(f"{key}={sizes[size]}")
+    if (sizes["images"] or 0) > cfg.images:
+        settings.append(f"data.images={sizes['images']}")
     if sizes["grid"] not in (None, cfg.grid):
         settings.append(f"an image_size of {sizes['grid']} times the tokenizer's downsampling")
     return f"; these weights need {' '.join(settings)}" if settings else ""

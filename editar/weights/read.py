@@ -28,6 +28,7 @@ from editar.runtime.files import load_weights, some
 State = dict[str, torch.Tensor]
 
 LAYOUTS = ("model", "module", "state_dict")
+LARGEST = 1e12  # bytes; a few stored numbers can be expanded to a tensor that fills any memory
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile; either may be outside
 GPT_MARKERS = ("tok_embeddings.weight", "cls_embedding.cap_proj.fc1.weight")
 VQ_MARKERS = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight")
@@ -82,6 +83,8 @@ def read_checkpoint(source: str | Path) -> tuple[State, WeightsInfo]:
         raise CheckpointError(f"{source}: no weights found; its entries are {some([str(key) for key in tensors])}")
     if unfit := [key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta]:
         raise CheckpointError(f"{source}: sparse or empty (meta) tensors ({some(unfit)}); only dense ones are read")
+    if (size := sum(value.numel() for value in tensors.values()) * 4) > LARGEST:
+        raise CheckpointError(f"{source}: its tensors take {size / 1e9:,.0f} GB; no model here has so many")
     state = {key: value.float() if value.is_floating_point() else value for key, value in unwrap(tensors).items()}
     describe(state, info)
     return state, info
@@ -151,6 +154,7 @@ def gpt_sizes(state: State) -> dict[str, Any]:
     """GPTConfig fields that the shapes give; None where they do not."""
     table, caption = state["tok_embeddings.weight"], state["cls_embedding.cap_proj.fc1.weight"]
     shape = {key: value.shape for key, value in state.items()}
+    segments = shape.get("pos_embeddings.segment.weight", [None])[0]
     layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
     sizes: dict[str, Any] = {
         "dim": table.shape[1],
@@ -160,6 +164,7 @@ def gpt_sizes(state: State) -> dict[str, Any]:
         "text_dim": caption.shape[1],
         "null_text_rows": shape.get("cls_embedding.uncond_embedding", [None])[0],
         "grid": round(shape["img_uncond_embedding"][0] ** 0.5) if "img_uncond_embedding" in state else None,
+        "images": None if segments is None else segments - 2,  # source images, text and target have a position each
         "teacher_dim": shape.get("alignment.weight", [None])[0],
     }
     if name := official_name(sizes):

@@ -29,13 +29,14 @@ from editar.generation.result_folder import check_once
 from editar.report.merge import load_scored
 from editar.runtime.distributed import distributed
 from editar.runtime.entry import load_config, told_in_one_line
-from editar.runtime.files import content_sum, load_weights, read_starts, save_weights
+from editar.runtime.files import content_sum, load_weights, read_starts
 from editar.runtime.log import MetricLogger
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import load_evaluation
 from editar.training.loop import train
 from editar.training.tokenizer.loop import train_tokenizer
 from editar.weights.convert import import_weights
+from editar.weights.load import save_pair
 from editar.weights.run_checkpoint import latest_checkpoint
 from tests.helpers.tiny import ROOT, tiny_overrides, train_config
 
@@ -81,7 +82,8 @@ def test_a_training_does_not_replace_weights_that_it_cannot_go_on_from(
     with pytest.raises(ConfigError, match=r"holds model\.safetensors, but no checkpoint .* init_from="):
         train(moved(run))
     assert contents(run) == before
-    (run / "checkpoints").mkdir()  # as a training that was stopped within its first checkpoint
+    (run / "checkpoints").mkdir()  # as a training that was killed within its first checkpoint, of step 2
+    save_pair(run, *(load_weights(run / f"{name}.safetensors") for name in ("model", "tokenizer")), {"step": "2"})
     assert latest_checkpoint(train(moved(run))) is not None
     shutil.rmtree(run / "checkpoints")
     (run / "config.yaml").unlink()
@@ -207,7 +209,7 @@ def test_a_tokenizer_that_overflows_draws_nothing(tiny_run: Path, tmp_path: Path
     state = load_weights(run / "tokenizer.safetensors")
     key = next(key for key in state if key.startswith("decoder.") and key.endswith("norm_out.weight"))
     state[key] = torch.full_like(state[key], 3e38)
-    save_weights(state, run / "tokenizer.safetensors")
+    save_pair(run, load_weights(run / "model.safetensors"), state)
     with pytest.raises(CheckpointError, match="draws pixels that are not finite"):
         EditPipeline.from_pretrained(run)(np.zeros((64, 64, 3), np.uint8), "x")
 

@@ -54,7 +54,7 @@ def fill(cfg: TrainConfig) -> None:
     tokenizer = build_tokenizer(cfg, WORLD.device)
     teacher = build_teacher_of(cfg, WORLD.device)
     for source in open_sources(cfg.data).values():
-        encode.build_cache(cfg, source, tokenizer, vq_checksum(tokenizer), teacher, WORLD)
+        encode.build_cache(cfg, source, tokenizer, vq_checksum(tokenizer.state_dict()), teacher, WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def streams(cfg: TrainConfig) -> TrainStream:
     teacher = build_teacher_of(cfg, WORLD.device)
     assert teacher is not None
     tokenizer = build_tokenizer(cfg, WORLD.device)
-    checksum = vq_checksum(tokenizer)
+    checksum = vq_checksum(tokenizer.state_dict())
     sources = open_sources(cfg.data)
     readers = [
         Reader(s, encode.open_cache(cfg, s, checksum) if cfg.data.cache else None, cfg.image_size, teacher.prepare)
@@ -100,7 +100,7 @@ def test_exact_pictures_are_the_teachers_own_input(
         assert a.picture is not None and b.picture is not None and np.array_equal(a.picture, b.picture)
     without = config(five_sources, tiny_tokenizer, tmp_path, "teacher=none")
     source = open_sources(without.data)["pipe"]
-    checksum = vq_checksum(build_tokenizer(without, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(without, WORLD.device).state_dict())
     assert encode.open_cache(without, source, checksum).manifest.pictures.startswith("exact:")
 
 
@@ -166,7 +166,7 @@ def test_stored_features_come_back(five_sources: dict[str, Path], tiny_tokenizer
     fill(cfg)
     teacher = build_teacher_of(cfg, WORLD.device)
     source = open_sources(cfg.data)["cocostuff"]
-    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device).state_dict())
     assert teacher is not None
     item = Reader(source, encode.open_cache(cfg, source, checksum), 64, teacher.prepare).item(2, 0.0, 0.0)
     pixels = Reader(source, None, 64, teacher.prepare).item(2, 0.0, 0.0)
@@ -247,7 +247,7 @@ def test_from_disk_as_from_memory(cache: Path, five_sources: dict[str, Path], ti
     """From disk, row group by row group, the same rows as from memory."""
     cfg = config(five_sources, tiny_tokenizer, cache, JPEG)
     source = open_sources(cfg.data)["pipe"]
-    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device))
+    checksum = vq_checksum(build_tokenizer(cfg, WORLD.device).state_dict())
     memory, disk = (encode.open_cache(cfg, source, checksum) for _ in range(2))
     assert memory.in_memory
     disk.in_memory = False

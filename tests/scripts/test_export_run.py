@@ -23,7 +23,7 @@ def test_an_exported_run_edits(tmp_path: Path, tiny_run: Path) -> None:
     whole, half = (load_weights(folder / "model.safetensors") for folder in (tiny_run, out))
     assert all(torch.equal(value, whole[key].half()) for key, value in half.items()) and half.keys() == whole.keys()
     with safe_open(str(out / "model.safetensors"), "pt") as file:
-        assert file.metadata() == {"format": "pt", "step": "4", CHECKSUM: tensors_crc(half)}
+        assert file.metadata().items() > {"format": "pt", "step": "4", CHECKSUM: tensors_crc(half)}.items()
     assert not load_weights(out / "tokenizer.safetensors")["quantize.codebook_used"].any()
     starts = json.loads((out / "provenance.json").read_text())
     assert "command" in starts[0] and "host" not in starts[0]

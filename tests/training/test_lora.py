@@ -20,6 +20,7 @@ from editar.runtime.files import checksum
 from editar.sampling.pipeline import EditPipeline
 from editar.training.loop import train
 from editar.weights.convert import merge_adapter
+from editar.weights.load import save_pair
 from tests.helpers import trainings
 from tests.helpers.tiny import TINY_GPT, TINY_TOKENIZER, run_module, tiny_overrides, train_config
 
@@ -125,11 +126,9 @@ def test_an_adapter_of_other_weights_is_refused(lora_run: Path, tiny_run: Path, 
         CheckpointError, match=r"config\.yaml not found; give a run folder of a training with lora\.rank"
     ):
         EditPipeline.from_pretrained(tiny_run, "cpu", lora=tmp_path / "nowhere")
-    (other / "model.safetensors").replace(tmp_path / "changed.safetensors")
-    (other / "model.safetensors").write_bytes((tiny_run / "model.safetensors").read_bytes())
     codes = load_file(other / "tokenizer.safetensors")
     codes["decoder.conv_out.bias"] += 0.01
-    save_file(codes, other / "tokenizer.safetensors")
+    save_pair(other, load_file(tiny_run / "model.safetensors"), codes)
     with pytest.raises(CheckpointError, match="trained on a tokenizer with checksum"):
         EditPipeline.from_pretrained(other, "cpu", lora=lora_run)
     with pytest.raises(ConfigError, match=r"tokenizer\.weights=.* is not the tokenizer of init_from"):

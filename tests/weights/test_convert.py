@@ -291,7 +291,7 @@ def test_an_export_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytes
     data.write_bytes(data.read_bytes()[:100])
     for source, words in (
         (tmp_path / "run", "step_0000002: not a readable checkpoint ("),
-        (tmp_path, "config.yaml not found; give the folder that editar.train wrote"),
+        (tmp_path, "holds no config.yaml of a GPT; give the folder that editar.train wrote"),
     ):
         with pytest.raises(SystemExit, match="2"):
             convert(source, tmp_path / "back.pt", "--export-official")

@@ -118,7 +118,7 @@ def test_kinds_and_sizes_of_the_golden_files() -> None:
     assert release.kind == "gpt_editar"
     assert release.sizes == {
         "dim": 16, "n_layer": 2, "n_head": None, "vocab_size": 64, "text_dim": 24, "null_text_rows": 120,
-        "grid": 4, "teacher_dim": 768,
+        "grid": 4, "images": None, "teacher_dim": 768,
     }  # fmt: skip
     assert release.training["steps"] == 2 and release.training["args"]["gpt_model"] == "GPT-tiny"
     _, t2i = read_checkpoint(T2I)

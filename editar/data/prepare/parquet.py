@@ -229,8 +229,13 @@ def check_row(row: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """A row as it is kept. Raises Dropped."""
     names = (*layout.texts, *layout.others)
     kept: dict[str, Any] = {name: None if row.get(name) is None else str(row[name]) for name in names}
-    if layout.lists:
-        kept |= {name: [str(item) for item in row[name] or () if str(item or "").strip()] for name in layout.texts}
+    for name in layout.texts:
+        found = row.get(name)
+        items = found or [] if layout.lists else [found]
+        if not isinstance(items, list) or not all(isinstance(item, (str, type(None))) for item in items):
+            raise Dropped("text is no text", f"{name} is {found!r}"[:200])
+        if layout.lists:
+            kept[name] = [item for item in items if (item or "").strip()]
     if lost := [name for name in layout.needed if name in row.get("missing", ())]:
         raise Dropped("missing member", f"{row['key']} has no {', '.join(lost)}")
     if "unreadable" in row:

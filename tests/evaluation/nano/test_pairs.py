@@ -53,7 +53,7 @@ def pipeline(pairs_run: Path) -> EditPipeline:
 def test_cached_rows_hold_the_codes_of_their_pictures(pairs_run: Path, pipeline: EditPipeline) -> None:
 
     sources = open_sources(pipeline.cfg.data)
-    checksum = vq_checksum(build_tokenizer(pipeline.cfg, pipeline.device))
+    checksum = vq_checksum(build_tokenizer(pipeline.cfg, pipeline.device).state_dict())
     cache: CodesCache = open_cache(pipeline.cfg, sources["nano_pairs"], checksum)
     sample = NanoPairs("train", 24)[3]
     codes = pipeline.encode(np.stack([sample.source, *sample.more])).flatten()
