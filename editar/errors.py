@@ -50,5 +50,6 @@ def one_line(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a GPU or of the machine did not suffice; libraries under torch have words of their own."""
     text = str(error).lower()
-    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "cublas_status_alloc_failed")
+    words = ["can't allocate memory", "cannot allocate memory", "out of memory", "cublas_status_alloc_failed"]
+    words += ["storage size calculation overflowed"]
     return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -79,8 +79,9 @@ class EditConfig:
             raise ConfigError("instruction is empty; say what to change, or give instruction=null for none")
         if self.edits is not None and self.task != "edit":
             raise ConfigError(f"task={self.task} takes one image=..., not edits={self.edits}")
-        if self.image is None and (self.task != "edit" or self.mask):
-            raise ConfigError(f"image is null, and {'mask' if self.mask else f'task={self.task}'} needs one")
+        if self.image is None and (self.task != "edit" or self.mask or self.region):
+            needs = "mask" if self.mask else "region" if self.region else f"task={self.task}"
+            raise ConfigError(f"image is null, and {needs} needs one")
         if self.mask and self.task != "edit":
             raise ConfigError(
                 f"mask keeps parts of the picture, which with task={self.task} is a condition; leave it out"

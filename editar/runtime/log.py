@@ -31,10 +31,11 @@ def say(text: str) -> None:
 
 @contextmanager
 def unread(stream: TextIO) -> Iterator[None]:
-    """A pipe that nobody reads any more, as after `| head`, is no reason to stop: what follows goes nowhere."""
+    """A pipe that nobody reads any more, as after `| head`, or a full disk under it is no reason to stop: what follows
+    goes nowhere."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -15,16 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-from editar.config import EditConfig, TrainConfig
+from editar.config import EditConfig, EvalConfig, TrainConfig
 from editar.data.prepare.prepare import prepare
 from editar.data.prepare.request import Request
 from editar.data.tables import open_table
 from editar.edit import edit
 from editar.errors import BenchmarkError, CheckpointError, ConfigError, DataError, TrainingError
 from editar.evaluation.pie_bench.dataset import load_items
+from editar.evaluation.run import evaluate
 from editar.generation.edit_list import read_lines
-from editar.runtime.entry import load_config
+from editar.runtime.entry import load_config, told_in_one_line
 from editar.runtime.files import load_weights, parse_json, save_weights, weights_header
 from editar.sampling.pipeline import EditPipeline
 from editar.training.loop import train
@@ -225,6 +227,8 @@ def test_a_training_without_reader_or_git(tiny_tokenizer: Path, tmp_path: Path) 
     helps = ["bash", "-c", f"set -o pipefail; {sys.executable} -m editar.train --help | head -n 1"]
     done = subprocess.run(helps, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")
+    full = subprocess.run(["bash", "-c", f"{sys.executable} -m editar.edit image=x 2>/dev/full"], cwd=ROOT)
+    assert full.returncode == 2
 
 
 def test_a_lock_without_room(tmp_path: Path) -> None:
@@ -234,6 +238,22 @@ def test_a_lock_without_room(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert "ConfigError: run/running.lock: cannot be written (File too large); make room there" in done.stderr
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_small_things_of_the_fifth_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="image is null, and region needs one"):
+        load_config(EditConfig, "edit", ["checkpoint=x", "image=null", "instruction=x", "region=0,0,64"])
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    pair = {"source": "a.png", "target": "a.png", "instruction": "x"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "made/0.png")
+    given = ["benchmark=folder", f"root={tmp_path}", f"results={tmp_path / 'made'}", f"output_dir={tmp_path / 'out'}"]
+    with pytest.raises(BenchmarkError, match=r"0\.png: 1 pixels wide; SSIM needs 11"):
+        evaluate(load_config(EvalConfig, "eval", given))
+    with pytest.raises(SystemExit, match="2"), told_in_one_line("editar.train"):
+        torch.empty(2**40, 2**40)
+    assert "out of memory" in capsys.readouterr().err
 
 
 def test_int8_takes_no_half_precision(tiny_run: Path) -> None:

@@ -23,7 +23,7 @@ from editar.generation.result_folder import ResultFolder
 from editar.images import load_image, resize_and_crop
 from editar.metrics.lpips_clip import ClipSimilarity, Lpips
 from editar.metrics.networks import Missing, load_or_leave
-from editar.metrics.ssim import mse, psnr, ssim
+from editar.metrics.ssim import RADIUS, mse, psnr, ssim
 from editar.runtime.files import content_sum
 from editar.runtime.log import say
 from editar.tables.scores import Column, MethodScores
@@ -35,6 +35,7 @@ COLUMNS = (
     Column("lpips", "LPIPS", "x1e3", "lower"),
     Column("clip", "CLIP, result and target", "100 x cosine", "higher"),
 )
+SMALLEST = 2 * RADIUS + 1  # pixels of SSIM's window
 NETWORKS = {"lpips": ("lpips",), "clip": ("clip",)}
 
 
@@ -117,6 +118,8 @@ class PairScorer:
         output = load_image(result)
         if output.width != output.height:
             raise BenchmarkError(f"{result}: {output.width}x{output.height}, own pairs are scored as squares")
+        if output.width < SMALLEST:
+            raise BenchmarkError(f"{result}: {output.width} pixels wide; SSIM needs {SMALLEST}")
         true = resize_and_crop(load_image(target), output.width)
         grey = [np.array(picture)[None] for picture in (output, true)]  # (1, H, W, 3) uint8 each
         a, b = (torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255 for picture in grey)
