@@ -17,7 +17,7 @@ from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml, read_yam
 from editar.errors import CheckpointError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, weights_header, write_text
-from editar.weights.load import check_tokenizer, save_pair
+from editar.weights.load import check_own_tokenizer, save_pair
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.
@@ -33,7 +33,7 @@ def export(run: Path, out: Path, decoder: Path | None = None) -> None:
     from_yaml(TrainConfig if is_gpt else TokenizerTrainConfig, run / "config.yaml")  # a damaged one is not passed on
     if is_gpt:
         states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
-        check_tokenizer(run, states[WEIGHTS[1]])
+        check_own_tokenizer(run, states[WEIGHTS[1]])
     if decoder is not None:
         tokenizer = list(states)[-1]  # the only file of a tokenizer's run
         states[tokenizer] = with_decoder(states[tokenizer], decoder)

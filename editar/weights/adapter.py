@@ -21,7 +21,7 @@ from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.files import load_weights, parse_json, some, weights_header, write_json
 from editar.runtime.hub import local_folder
-from editar.weights.load import TOKENIZER, check_tokenizer, load_gpt, load_vq, tensor_checksum, vq_checksum
+from editar.weights.load import TOKENIZER, check_own_tokenizer, load_gpt, load_vq, tensor_checksum, vq_checksum
 
 FILES = ("config.yaml", "model.safetensors", "tokenizer.safetensors")
 ADAPTER_FILES = ("config.yaml", "adapter_model.safetensors", "adapter_config.json")
@@ -41,7 +41,7 @@ def open_run(
     gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
     load_gpt(gpt, folder, strict=True)
     load_vq(tokenizer, folder)
-    check_tokenizer(folder, tokenizer.state_dict())
+    check_own_tokenizer(folder, tokenizer.state_dict())
     if lora is not None:
         adapter = adapter_folder(lora)
         trained = from_yaml(TrainConfig, adapter / "config.yaml")

@@ -160,7 +160,7 @@ def save_pair(folder: Path, gpt: State, vq: State, metadata: Mapping[str, str] |
     save_weights(gpt, folder / "model.safetensors", {**(metadata or {}), TOKENIZER: vq_checksum(vq)})
 
 
-def check_tokenizer(folder: Path, vq: State) -> None:
+def check_own_tokenizer(folder: Path, vq: State) -> None:
     """Raises CheckpointError where the GPT's weights in `folder` name another tokenizer; older files name none."""
     stored = weights_header(folder / "model.safetensors").get(TOKENIZER)
     if stored is not None and stored != (found := vq_checksum(vq)):

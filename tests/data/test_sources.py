@@ -206,7 +206,7 @@ def test_missing_pictures_are_named_with_their_line_at_the_start(tmp_path: Path)
     data = config("data=folder", f"data.sources.folder.path={tmp_path}").data
     with pytest.raises(DataError, match=r"pairs\.jsonl line 3: no picture .*/gone\.png; add it or remove the line"):
         open_sources(data)
-    lines[-1] = json.dumps({**line, "source": "a\0b.png"})
+    lines[-1] = json.dumps({**line, "source": "a" * 300 + ".png"})
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"line 3: .*gone\.png \(2 of 6 pictures are missing\)"):
         open_sources(data)

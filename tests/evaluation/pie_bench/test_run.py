@@ -15,10 +15,11 @@ from PIL import Image
 
 from editar.errors import BenchmarkError, ConfigError, ImageError
 from editar.evaluation.run import evaluate
-from editar.runtime.files import load_weights, save_weights
+from editar.runtime.files import load_weights
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, json_table, latex_table, layout, markdown_table, text_table
 from editar.tables.scores import load_evaluation
+from editar.weights.load import save_pair
 from tests.helpers.pie import GOLDEN, RESULTS, config
 from tests.helpers.tiny import run_module
 
@@ -241,8 +242,9 @@ def test_other_sources_or_tokenizers_do_not_go_on(tiny_run: Path, tmp_path: Path
         evaluate(config(out, f"checkpoint={tiny_run}", "stage=generate", f"root={root}"))
     shutil.copytree(tiny_run, run)
     state = load_weights(run / "tokenizer.safetensors")
-    save_weights({key: value * 1.1 for key, value in state.items()}, run / "tokenizer.safetensors")
-    with pytest.raises(ConfigError, match="made with other tokenizer_sha256"):
+    scaled = {key: value * 1.1 for key, value in state.items()}
+    save_pair(run, load_weights(run / "model.safetensors"), scaled)
+    with pytest.raises(ConfigError, match=r"made with other weights_sha256, tokenizer_sha256"):
         evaluate(config(out, f"checkpoint={run}", "stage=generate"))
 
 
