@@ -129,6 +129,9 @@ class Reader:
             padded = np.concatenate([source, np.zeros((self.images - len(source), *target.shape), np.uint8)])
             return Item(pair.task, pair.id, instruction, padded, target, seen, images=len(source))
         found = self.cache[row]
+        if found.id != self.source.row_id(row):
+            where = f"{self.cache.folder}: in the place of {self.source.row_id(row)}"
+            raise DataError(f"{where} are the codes of {found.id}; remove that folder and make the cache anew")
         reverse, instruction = found.texts.choose(direction, wording)
         both = (found.target, found.source) if reverse else (found.source, found.target)
         source, target = (value.astype(np.int64) for value in both)

@@ -153,6 +153,15 @@ def test_a_cache_cut_short_is_mended(tiny_run: Path, tiny_tokenizer: Path, tmp_p
     assert shard.read_bytes() == before
 
 
+def test_codes_of_another_row_are_named(tiny_run: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_run / "codes", tmp_path / "codes"))
+    shard = next(cache.rglob("codes-*.parquet"))
+    table = pq.read_table(shard)
+    pq.write_table(table.take(list(reversed(range(len(table))))), shard)
+    with pytest.raises(DataError, match=r"in the place of nano/\d+ are the codes of nano/\d+; remove that folder"):
+        train(train_config(*tiny_overrides(tmp_path / "run", tiny_tokenizer, f"data.cache={cache}", "steps=1")))
+
+
 def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
     file = next(miniature.write_multigen_depth(tmp_path / "raw", 4, files=1).rglob("*.parquet"))
     table = pq.read_table(file)

@@ -211,8 +211,8 @@ def measure(run: TokenizerRun, step: int) -> dict[str, float]:
     if math.isnan(psnr):
         raise TrainingError(not_finite(step, ["heldout_psnr_db"]))
     found = {"heldout_psnr_db": psnr, "heldout_codes_used": codes.unique().numel()}
-    write_json(run.folder / "result.json", found)
     before, after = to_uint8(images[:64]), to_uint8(recon[:64])
     lines = [[*before[i : i + 16], *after[i : i + 16]] for i in range(0, len(before), 16)]
     save_image(contact_sheet(lines), run.folder / "recon.png")
+    write_json(run.folder / "result.json", found)
     return found
