@@ -23,7 +23,7 @@ def canny(images: torch.Tensor, operator: str = "kornia") -> torch.Tensor:
         return edges[:, None].to(images)
     from kornia.filters import canny as kornia_canny  # heavy import, needed by few
 
-    # kornia's own hysteresis repeats a convolution until nothing changes: the same edges, ten times slower on a CPU
+    # kornia's own hysteresis repeats a convolution until nothing changes, for the same edges
     found = kornia_canny(images, low_threshold=low, high_threshold=high, hysteresis=False)[1][:, 0].cpu().numpy()
     edges = torch.from_numpy(np.stack([_touching(one > 0, one == 1) for one in found]))
     return edges[:, None].to(images)
