@@ -36,7 +36,7 @@ def go_on(tiny_run: Path, tiny_tokenizer: Path) -> Continue:
 
 
 @pytest.fixture
-def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a script in this process -> what it printed to stderr before it left with exit code 2."""
 
     def run(script: str, *arguments: str) -> str:

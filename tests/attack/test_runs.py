@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 from editar.config import TokenizerTrainConfig, TrainConfig
 from editar.errors import CheckpointError, ConfigError, TrainingError
-from editar.runtime.entry import load_config, told_in_one_line
-from editar.runtime.files import check_run_folder, load_weights, provenance, save_weights, write_run_folder
+from editar.runtime.entry import load_config
+from editar.runtime.files import check_run_folder, write_run_folder, write_text
 from editar.runtime.lock import NAME, sole_run
 from editar.runtime.log import MetricLogger
 from editar.sampling.pipeline import EditPipeline
 from editar.training.loop import train
 from editar.training.tokenizer.loop import train_tokenizer
+from editar.weights.run_checkpoint import latest_checkpoint
 from tests.attack.conftest import Continue
-from tests.helpers import trainings
-from tests.helpers.tiny import ROOT, TINY_TOKENIZER, tiny_overrides
+from tests.helpers.hostile import moved
+from tests.helpers.tiny import ROOT, TINY_TOKENIZER, tiny_overrides, train_config
 
 
 def tokenizer_config(folder: Path, *more: str) -> TokenizerTrainConfig:
@@ -43,6 +43,25 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         yield holder
         holder.kill()
+
+
+def test_an_update_that_went_wrong_is_not_saved(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The last step's loss is that of the weights before it, and there is no next step to find it out."""
+    wild = ["optim.lr=1e38", "optim.muon_lr=1e38"]
+    given = tiny_overrides(tmp_path / "run", tiny_tokenizer, "steps=1", "optim.warmup_steps=0", *wild)
+    with pytest.raises(TrainingError, match=r"after step 1: .* not finite, nothing of it is saved"):
+        train(train_config(*given))
+    assert not (tmp_path / "run/model.safetensors").exists() and latest_checkpoint(tmp_path / "run") is None
+
+
+def test_a_run_whose_checkpoints_were_removed_is_not_trained_anew(
+    tiny_run: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for checkpoint in (run / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors, but no checkpoint to go on from"):
+        train(train_config(*tiny_overrides(run, tiny_tokenizer, "steps=4", "eval_every=4", "save_every=2")))
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(run: Path, go_on: Continue) -> None:
@@ -159,53 +178,41 @@ def test_damaged_rows_are_dropped_and_the_rest_stays(tmp_path: Path) -> None:
     assert logger.has(2, "token") and not logger.has(3, "token")
 
 
-def test_no_git_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert provenance()["commit"] == "unknown"
-
-
-def test_a_disk_that_is_full_from_the_start(tmp_path: Path, tiny_run: Path, tiny_tokenizer: Path) -> None:
-    overrides = tiny_overrides(tmp_path / "run", tiny_tokenizer, "steps=4", f"data.cache={tiny_run / 'codes'}")
-    child = trainings.start(overrides, tmp_path / "log", file_limit=1500)
-    child.join()
-    said = (tmp_path / "log").read_text()
-    assert child.exitcode == 2, said
-    assert f"editar.train: {tmp_path / 'run/config.yaml'}: File too large" in said and "Traceback" not in said
-
-
 def test_a_tokenizer_that_diverges_saves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not finite, nothing is saved"):
         train_tokenizer(tokenizer_config(tmp_path / "run", "optim.name=adamw", "optim.lr=1e9", "steps=4"))
     assert not (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "run/result.json").exists()
 
 
-@pytest.mark.parametrize("file", ["model", "tokenizer"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_do_not_edit(run: Path, file: str, value: float) -> None:
-    path = run / f"{file}.safetensors"
-    state = load_weights(path)
-    name = {"model": "output.weight", "tokenizer": "decoder.conv_out.weight"}[file]
-    state[name].view(-1)[3] = value
-    save_weights(state, path)
-    with pytest.raises(CheckpointError, match=rf"not finite: {name}"):
-        EditPipeline.from_pretrained(run, "cpu")
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        write_text(tmp_path / "scores.json", "{}")
+    assert told.value.filename == str(tmp_path / "scores.json") and "is a folder" in str(told.value.strerror)
 
 
-@pytest.mark.parametrize("where", ["output folder", "no folder", "folder that is not there"])
-def test_any_other_error_is_a_line_and_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], where: str) -> None:
-    folder = {"output folder": str(tmp_path), "no folder": None}.get(where, str(tmp_path / "absent"))
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.safetensors"])
+def test_one_flipped_bit_of_a_run_is_noticed(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "codes"))
+    content = bytearray((folder / name).read_bytes())
+    content[-5] ^= 4
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"its tensors are not as they were written, the file is damaged"):
+        EditPipeline.from_pretrained(folder)
 
-    def entry() -> None:
-        with told_in_one_line("editar.train") as told:
-            told.folder = folder
-            raise RuntimeError("two\nlines ü")
 
-    with pytest.raises(SystemExit) as left:
-        entry()
-    assert left.value.code == 1
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("editar.train: RuntimeError: two lines ü (")
-    file = Path(line.rsplit("see ", 1)[1].rstrip(")"))
-    assert "Traceback" in file.read_text() and str(os.getpid()) in file.name
-    assert (file.parent == tmp_path) == (where == "output folder")
-    file.unlink()
+def test_a_folder_that_was_moved_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "elsewhere")
+    cfg = moved(run)
+    cfg.steps += 1
+    train(cfg)
+    assert latest_checkpoint(run).name == f"step_{cfg.steps:07d}"  # type: ignore[union-attr]
+
+
+def test_the_last_good_step_is_kept_when_the_next_is_not_finite(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    cfg = train_config(
+        *tiny_overrides(tmp_path / "run", tiny_tokenizer, "optim.muon_lr=1e38", "steps=3", "save_every=1")
+    )
+    with pytest.raises(TrainingError, match="The last checkpoint is step_0000001"):
+        train(cfg)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))

@@ -103,3 +103,16 @@ def test_forms_that_are_no_texts_stay() -> None:
     assert load_config(EvalConfig, "eval", [*common, "root=null", "networks.clip=null"]).networks.clip is None
     with pytest.raises(ConfigError, match=r"image=\?\?\? stands for a value that is missing"):
         load_config(EditConfig, "edit", ["image=???", "instruction=x", "checkpoint=y"])
+
+
+def test_names_in_a_list_may_have_quotes() -> None:
+    def names(images: str) -> list[str | None]:
+        given = ["checkpoint=x", "instruction=x", f"images={images}"]
+        cfg = load_config(EditConfig, "edit", given)
+        return [cfg.image, *cfg.references]
+
+    assert names("['a.png','b.png']") == names('["a.png", "b.png"]') == names("[a.png,b.png]") == ["a.png", "b.png"]
+    assert names("['a, b.png',it's.png]") == ["a, b.png", "it's.png"]
+    for wrong in ("[]", "[,b.png]", "[a.png,,b.png]"):
+        with pytest.raises(ConfigError, match="lacks a name"):
+            names(wrong)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -21,8 +23,12 @@ from editar.config import (
     to_yaml,
 )
 from editar.config.fields import LARGEST
+from editar.edit import edit
 from editar.errors import ConfigError
+from editar.evaluation.registry import benchmark_class, benchmarks
 from editar.runtime.entry import load_config
+from editar.sampling.pipeline import EditPipeline
+from tests.helpers.tiny import run_module
 
 ENTRIES: dict[str, tuple[type, list[str]]] = {
     "train": (TrainConfig, ["output_dir=x"]),
@@ -71,6 +77,132 @@ def refused(plain: dict[str, Any], cls: type, key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         to_dataclass(cls, changed)
     assert "\n" not in str(error.value) and key.rsplit(".", 1)[-1] in str(error.value), (key, value, str(error.value))
+
+
+@pytest.mark.parametrize("override", ["=3", "+=3", "~=3"])
+def test_a_value_needs_a_key(override: str) -> None:
+    with pytest.raises(ConfigError, match="a setting is KEY=VALUE"):
+        load_config(EditConfig, "edit", ["image=a", "instruction=b", "checkpoint=c", override])
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("score_tokenizer", ["run", "pictures", "--size", "1000000"], "1000000 is more than 4096"),
+        ("inspect_data", ["--draws", "1000000"], "1000000 is more than 256"),
+        (
+            "inspect_data",
+            ["--source", "nano", "--rows", "0:300", "experiment=nano"],
+            "a sheet shows at most 256",
+        ),
+        ("push_to_hub", ["run", "o/n\n---\nx", "--save", "x"], "give the repository as owner/name"),
+        ("prepare_data", ["webdataset", "a", "out", "--allow-truncated"], "--allow-truncated is of seed_unsplash"),
+        ("prepare_data", ["seed_unsplash", "a", "out", "--split", "test"], "seed_unsplash has no splits"),
+        ("ablate", ["out", "output_dir=a,b"], "output_dir is chosen for every run, below out"),
+        ("ablate", ["out", "seed=0,1", "--eval", "checkpoint=mine"], "checkpoint is chosen for every run"),
+    ],
+)
+def test_a_script_names_what_it_cannot_do(
+    script: str,
+    arguments: list[str],
+    message: str,
+    refusal: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(f"scripts/{script}.py", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("gpt=null", "gpt is one of 3b, b, l, nano"),
+        ("+source@data.sources.a b=folder", "not readable as KEY=VALUE"),
+        ("optim.lr='1", "not readable as KEY=VALUE"),
+    ],
+)
+def test_an_override_that_hydra_cannot_read_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as told:
+        load_config(TrainConfig, "train", ["output_dir=x", override])
+    assert str(told.value).startswith(override)
+
+
+def test_a_region_needs_a_picture() -> None:
+    with pytest.raises(ConfigError, match="image is null, and region needs one"):
+        load_config(EditConfig, "edit", ["checkpoint=x", "image=null", "instruction=x", "region=0,0,64"])
+
+
+def test_values_that_mean_nothing() -> None:
+    for changes, message in (
+        ({"cfg_scale": 1e308}, r"sampling\.cfg_scale=1e\+308 must be at most"),
+        ({"greedy": 7}, r"sampling\.greedy=7 is neither true nor false"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            override(SamplingConfig(), changes, "sampling")
+    with pytest.raises(ConfigError, match="text=null: text is one of flan_t5_xl, nano"):
+        load_config(EditConfig, "edit", ["text=null"])
+    for value in ("int8=2", "compile=1", "overwrite=yes", "sampling.greedy=7"):
+        with pytest.raises(ConfigError, match=f"{value}.* neither true nor false"):
+            load_config(EditConfig, "edit", ["checkpoint=x", "image=x", "instruction=x", value])
+    with pytest.raises(ConfigError) as told:
+        load_config(EditConfig, "edit", ["k" * 3000 + "=1"])
+    assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("plan_gpus", ["gpt=zzz"], "plan_gpus: "),
+        ("inspect_speed", ["checkpoint=x", "--batch", "0"], "argument --batch: 0 is less than 1"),
+        ("report", ["x", "--pictures", "-1"], "argument --pictures: -1 is less than 0"),
+        ("figure_examples", ["x", "--draws", "0"], "argument --draws: 0 is less than 1"),
+    ],
+)
+def test_scripts_name_impossible_arguments(script: str, arguments: list[str], message: str) -> None:
+    done = run_module(f"scripts/{script}.py", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["steps", "seed", "precision", "gpt.dim", "optim.lr", "init_from", "compile"])
+def test_three_question_marks_are_no_value(key: str) -> None:
+    for value in ("???", "'???'"):
+        with pytest.raises(ConfigError, match=r"=\?\?\? stands for a value that is missing"):
+            load_config(TrainConfig, "train", ["output_dir=x", f"{key}={value}"])
+
+
+def test_a_benchmark_refuses_settings_of_others() -> None:
+    values = {"samples": "3", "rows": "3", "data_seed": "1", "shuffle_instructions": "true", "second": "none"}
+    values |= {"prompt": "a {}", "pairs": "all", "protocol": "controlnet++", "evaluator": "2023", "root": "nowhere"}
+    values |= {"fid_statistics": "x.npz", "canny.operator": "cv2"}
+    for name, cls in benchmarks().items():
+        for key, value in values.items():
+            if key.split(".")[0] not in cls.settings:
+                cfg = load_config(
+                    EvalConfig, "eval", ["checkpoint=x", "output_dir=x", f"benchmark={name}", f"{key}={value}"]
+                )
+                with pytest.raises(ConfigError, match=f"benchmark={name} has no {key.split('.')[0]}, found"):
+                    benchmark_class(name)(cfg)
+
+
+def test_settings_without_effect_are_refused(refusal: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="the nano world's pictures have 64 pixels"):
+        load_config(TokenizerTrainConfig, "train_tokenizer", ["output_dir=x", "image_size=128"])
+    with pytest.raises(ConfigError, match=r"baseline\.\* are given, but no baseline=NAME"):
+        load_config(EvalConfig, "eval", ["checkpoint=x", "output_dir=x", "baseline.size=256"])
+    with pytest.raises(ConfigError, match=r"wandb\.project=a/b must not have / in it"):
+        load_config(TrainConfig, "train", ["output_dir=x", "wandb.project=a/b"])
+    with pytest.raises(ConfigError, match=r"text\.extra_words: .* is not one word"):
+        load_config(TrainConfig, "train", ["output_dir=x", "text.extra_words=[[a]]"])
+    with pytest.raises(ConfigError, match=r"gpt\.n_layer=100000000 must be at most 1000"):
+        load_config(TrainConfig, "train", ["output_dir=x", "gpt.n_layer=100000000"])
+    for hydra in ("hydra.run.dir=/tmp/x", "hydra/launcher=joblib", "+hydra.verbose=true"):
+        with pytest.raises(ConfigError, match=r"Hydra's own settings have no effect here; give output_dir"):
+            load_config(EvalConfig, "eval", ["checkpoint=x", "output_dir=x", hydra])
+    with pytest.raises(ConfigError, match=r"-m: a setting is KEY=VALUE"):
+        load_config(TrainConfig, "train", ["-m"])
+    assert "--rows 1:2 needs --source NAME" in refusal("scripts/inspect_data.py", "--rows", "1:2")
 
 
 @pytest.mark.slow
@@ -122,3 +254,18 @@ def test_overrides_of_a_section_are_judged_too() -> None:
     for value in (math.nan, math.inf, 0.5, -1):
         with pytest.raises(ConfigError, match=r"sampling\.cfg_scale"):
             override(SamplingConfig(), {"cfg_scale": value}, "sampling")
+
+
+def test_int8_takes_no_half_precision(tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match="int8=true needs a float32 model on a CPU"):
+        EditPipeline.from_pretrained(tiny_run, "cpu", int8=True, dtype="bfloat16")
+
+
+def test_a_picture_of_one_code_has_no_teacher() -> None:
+    with pytest.raises(ConfigError, match="image_size=8 makes a single code"):
+        load_config(TrainConfig, "train", ["output_dir=x", "image_size=8"])
+
+
+def test_a_folder_takes_no_second_picture(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="begins with a folder; of several pictures each is a file"):
+        edit(load_config(EditConfig, "edit", ["checkpoint=x", f"images=[{tmp_path},b.png]", "instruction=x"]))
