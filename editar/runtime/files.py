@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKSUM = "tensors_crc32"  # in the header of a weights file
+GIT_SECONDS = 20  # on a slow disk it takes a few; it may hang
 
 
 def some(items: list[str], count: int = 5, sep: str = ", ") -> str:
@@ -309,7 +310,8 @@ def provenance() -> dict[str, str]:
 
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False, timeout=20).stdout
+        place = Path(__file__).parent
+        found = subprocess.run(git, cwd=place, capture_output=True, check=False, timeout=GIT_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or one that hangs
         found = b""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

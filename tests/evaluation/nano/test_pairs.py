@@ -77,10 +77,10 @@ def test_rows_with_one_picture_lack_the_second(pipeline: EditPipeline, tiny_toke
 def test_the_benchmark_gives_wrong_second_pictures(pairs_run: Path, tmp_path: Path) -> None:
     pictures = {}
     for second in ("given", "none", "other", "swapped"):
-        given = [f"checkpoint={pairs_run}", f"output_dir={tmp_path / second}", "samples=30", f"second={second}"]
+        given = [f"checkpoint={pairs_run}", f"output_dir={tmp_path / second}", "samples=20", f"second={second}"]
         evaluate(load_config(EvalConfig, "eval", ["benchmark=nano_pairs", *given]))
         found = load_evaluation(tmp_path / second)
-        assert found.protocol == "nano-pairs-v1" and len(found.methods[0].rows) == 30
+        assert found.protocol == "nano-pairs-v1" and len(found.methods[0].rows) == 20
         assert set(found.methods[0].groups["task"]) == set(NanoPairs.tasks)
         pictures[second] = np.asarray(Image.open(tmp_path / second / "images" / "heldout-000001.png"))
     assert not all(np.array_equal(pictures["given"], pictures[second]) for second in ("none", "other", "swapped"))
@@ -90,10 +90,10 @@ def test_the_benchmark_gives_wrong_second_pictures(pairs_run: Path, tmp_path: Pa
 
 
 def test_the_reference_reads_its_second_picture(tmp_path: Path) -> None:
-    """docs/training.md has the table for 480 edits; here are the first 60."""
+    """docs/training.md has the table for 480 edits; here are the first 30."""
     found = {}
     for second in ("given", "other"):
-        given = [f"checkpoint={ROOT / 'reference/nano_pairs'}", f"output_dir={tmp_path / second}", "samples=60"]
+        given = [f"checkpoint={ROOT / 'reference/nano_pairs'}", f"output_dir={tmp_path / second}", "samples=30"]
         evaluate(load_config(EvalConfig, "eval", ["benchmark=nano_pairs", "data_seed=2", f"second={second}", *given]))
         found[second] = load_evaluation(tmp_path / second)
     right, wrong = found["given"], found["other"]
