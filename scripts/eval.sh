@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 GPUS=${GPUS:-1}
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
 OUT=${OUT:-outputs/$(basename "$0" .sh)}
 
 run_eval() {

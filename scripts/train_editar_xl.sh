@@ -6,9 +6,10 @@
 # or lost a GPU; SIGTERM makes it save first. About 8 hours on eight A100s at 40 % MFU, by arithmetic (dry_run=true).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=${PYTHON:-.venv/bin/python} GPUS=${GPUS:-8}
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
 ARGUMENTS=(experiment=editar_xl tokenizer.weights=checkpoints/vq_ds16_t2i.pt compile=true keep_every=10000)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}  # seconds to save after SIGTERM
 [ -z "${CACHE:-}" ] || ARGUMENTS+=(data.cache="$CACHE")
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="${GPUS:-8}" --max-restarts=3 \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$GPUS" --max-restarts=3 \
   -m editar.train "${ARGUMENTS[@]}" "$@"

@@ -5,6 +5,7 @@ OmegaConf is imported where it is used: `editar.config.plain` and all that needs
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -72,6 +73,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is no file; copy it anew or give another folder")
     try:
         found = yaml.load(Path(path).read_text(encoding="utf-8"), OncePerKey)
+        json.dumps(found, default=str, skipkeys=True)  # ValueError for what contains itself
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no YAML, no UTF-8, nested without end
         raise ConfigError(f"{path}: damaged ({one_line(error)}); copy it anew or give another folder") from None
     if not isinstance(found, dict):

@@ -80,8 +80,9 @@ def as_written(cls: type, override: str) -> str:
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them
         return override
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]:
-        text = text[1:-1]
+    if len(text) > 1 and (quote := text[0]) == text[-1] and quote in "'\"":
+        inner = text[1:-1].replace(f"\\{quote}", "\0")  # no argument of a program holds a null character
+        text = text if quote in inner else inner.replace("\0", quote)
     quoted = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(text)).replace("'", "\\'")
     return f"{key}='{quoted}'"
 

@@ -118,6 +118,9 @@ def test_yaml_that_grows_without_end(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"config\.yaml: damaged \(more than 32 aliases"):
         from_yaml(TrainConfig, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("seed: &a [*a]")
+    with pytest.raises(ConfigError, match=r"config\.yaml: damaged \(Circular reference"):
+        from_yaml(TrainConfig, tmp_path / "config.yaml")
 
 
 def test_half_of_a_surrogate_pair_in_json() -> None:

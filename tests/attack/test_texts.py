@@ -87,6 +87,7 @@ def test_a_folder_named_by_an_interpolation_keeps_its_name() -> None:
         ('prompt="given {}"', "given {}"),
         ("prompt=given {}", "given {}"),
         ("prompt=it's {}", "it's {}"),
+        (r"prompt='it\'s {}'", "it's {}"),
         ("prompt='a' {} 'b'", "'a' {} 'b'"),
         ("prompt=null", None),
     ],

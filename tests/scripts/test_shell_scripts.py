@@ -46,6 +46,15 @@ def test_the_reference_trains_with_configurations_that_exist() -> None:
     assert folders == ["runs/nano_tokenizer", "runs/nano_tokenizer_decoder", "runs/nano", "runs/nano_pairs"]
 
 
+@pytest.mark.parametrize("script", ["train_editar_xl.sh", "table1.sh", "figure6.sh"])
+def test_a_number_of_gpus_that_is_none(script: str) -> None:
+    settings = os.environ | {"PYTHON": "echo", "GPUS": "a[0]"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), "x"], env=settings, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "GPUS=a[0]: give the number of GPUs\n")
+
+
 @pytest.mark.slow
 def test_the_reference_recipe_runs_to_its_end(tmp_path: Path) -> None:
     """Its real shapes, for a few steps each."""
