@@ -38,7 +38,7 @@ class TrainConfig:
 
     output_dir: str = may_change(MISSING, recorded=True)
     seed: int = setting(0, least=0)
-    image_size: int = setting(512, least=1)
+    image_size: int = setting(512, least=1, most=4096)
     steps: int = may_change(40000, least=1)  # moves the end of a decaying learning rate
     global_batch: int = setting(64, least=1)
     micro_batch: int = may_change(8, least=1)
@@ -126,7 +126,7 @@ class TokenizerTrainConfig:
 
     output_dir: str = may_change(MISSING, recorded=True)
     seed: int = setting(0, least=0)
-    image_size: int = setting(64, least=1)
+    image_size: int = setting(64, least=1, most=4096)
     steps: int = may_change(1500, least=1)  # moves the end of a decaying learning rate, and of the restarts
     batch_size: int = setting(32, least=1)
     num_workers: int = may_change(2, least=0)

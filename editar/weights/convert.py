@@ -79,6 +79,7 @@ def _import(
     state, info = read_checkpoint(source)
     check_values(state, info.source)
     codes, found = read_tokenizer(tokenizer) if tokenizer is not None else ({}, None)
+    check_values(codes, str(tokenizer))
     cfg = gpt_config(info, overrides, folder, tokenizer_settings(found)) if info.kind != "vq" else None
     if cfg is not None and found is not None:
         with torch.device("meta"):

@@ -160,6 +160,13 @@ def test_weights_that_are_no_numbers_are_not_converted(tiny_run: Path, tmp_path:
         ):
             import_weights(tmp_path / "weights.pt", tmp_path / "converted")
         assert not (tmp_path / "converted").exists()
+    state = load_weights(tiny_run / "tokenizer.safetensors")
+    state["decoder.conv_out.bias"] += torch.inf
+    save_weights(state, tmp_path / "tokenizer.safetensors")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: not finite: decoder\.conv_out\.bias"):
+        import_weights(
+            tiny_run / "model.safetensors", tmp_path / "converted", tokenizer=str(tmp_path / "tokenizer.safetensors")
+        )
 
 
 def test_a_tokenizer_that_overflows_draws_nothing(tiny_run: Path, tmp_path: Path) -> None:
