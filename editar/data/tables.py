@@ -63,7 +63,7 @@ class Table:
         """
         if not files:
             raise DataError("no files to read rows from")
-        self.files, self.revision, self.images = list(files), revision, images
+        self.files, self.revision, self.images, self._listed = list(files), revision, images, rows
         self._forget()
         known = self._shard(0).schema.names
         if missing := [name for name in columns or [] if name not in known]:
@@ -108,7 +108,12 @@ class Table:
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
-            self._open[number] = open_shard(self.files[number])
+            self._open[number] = shard = open_shard(self.files[number])
+            if self._listed is not None and shard.starts[-1] != self._listed[number]:
+                raise DataError(
+                    f"{shard.path} holds {shard.starts[-1]} rows, {MANIFEST} lists {self._listed[number]}; "
+                    f"copy the folder anew or prepare it again"
+                )
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
@@ -196,10 +201,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         listed = [*manifest["files"], *manifest.get("images", [])]
         if not all(type(e["rows"]) is int and e["rows"] >= 0 and isinstance(e["name"], str) for e in listed):
             raise ValueError("a file without name or number of rows")
+        if len({e["name"] for e in listed}) < len(listed):
+            raise ValueError("a file twice")
+        if manifest["rows"] != sum(e["rows"] for e in manifest["files"]):
+            raise ValueError("another number of rows than its files have")
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / MANIFEST}: not a manifest of scripts/prepare_data.py") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / MANIFEST}: not a manifest of scripts/prepare_data.py ({one_line(error)}); copy it anew"
+        ) from None
     return manifest
 
 

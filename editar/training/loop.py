@@ -50,7 +50,8 @@ def train(cfg: TrainConfig, watch: Watch | None = None) -> Path:
         run = build_run(cfg, ranks, folder)
         start = run.start
         if ranks.is_main:
-            write_run_folder(folder, cfg)
+            if start <= cfg.steps:  # else config.yaml would say less than the weights have seen
+                write_run_folder(folder, cfg)
             if cfg.lora.rank:
                 write_adapter_config(folder, cfg.lora, str(cfg.init_from))
             else:

@@ -211,8 +211,16 @@ def test_rows_that_a_manifest_invents(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"manifest\.json: not a manifest of"):
             open_table(prepared)
     file.write_text(good.replace('"rows": 6', '"rows": 600'))
-    with pytest.raises(DataError, match="holds 6 rows, not the row 7 that is listed for it"):
-        open_table(prepared)[7]
+    with pytest.raises(DataError, match=r"holds 6 rows, manifest\.json lists 600; copy the folder anew"):
+        open_table(prepared)
+    file.write_text(good.replace('"rows": 6', '"rows": 5', 1))
+    with pytest.raises(DataError, match=r"\(another number of rows than its files have\)"):
+        open_table(prepared)
+    twice = json.loads(good)
+    twice["files"] *= 2
+    file.write_text(json.dumps(twice))
+    with pytest.raises(DataError, match=r"\(a file twice\)"):
+        open_table(prepared)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from editar.config import TokenizerTrainConfig, TrainConfig
+from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml
 from editar.errors import CheckpointError, ConfigError, TrainingError
 from editar.runtime.entry import load_config
 from editar.runtime.files import check_run_folder, write_run_folder, write_text
@@ -101,9 +101,11 @@ def test_a_lock_of_another_host_ends_with_its_job(tmp_path: Path, monkeypatch: p
 
 def test_a_finished_run_says_so(run: Path, go_on: Continue, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "model.safetensors").stat().st_mtime_ns, (run / "metrics.jsonl").read_bytes()
-    go_on(run)
-    assert f"{run} is finished: 4 steps done, steps=4" in capsys.readouterr().err
+    for steps in (4, 2):
+        go_on(run, f"steps={steps}")
+        assert f"{run} is finished: 4 steps done, steps={steps}" in capsys.readouterr().err
     assert before == ((run / "model.safetensors").stat().st_mtime_ns, (run / "metrics.jsonl").read_bytes())
+    assert from_yaml(TrainConfig, run / "config.yaml").steps == 4
 
 
 def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def test_a_script_names_what_it_cannot_do(
     ("override", "message"),
     [
         ("gpt=null", "gpt is one of 3b, b, l, nano"),
+        ("data.sources={}", r"changes nothing; ~data\.sources\.NAME leaves an entry out"),
         ("+source@data.sources.a b=folder", "not readable as KEY=VALUE"),
         ("optim.lr='1", "not readable as KEY=VALUE"),
     ],
