@@ -21,7 +21,15 @@ from editar.models.gpt import GPT
 from editar.models.vq import VQModel
 from editar.runtime.files import load_weights, parse_json, some, weights_header, write_json
 from editar.runtime.hub import local_folder
-from editar.weights.load import TOKENIZER, check_own_tokenizer, load_gpt, load_vq, tensor_checksum, vq_checksum
+from editar.weights.load import (
+    TOKENIZER,
+    check_own_tokenizer,
+    check_values,
+    load_gpt,
+    load_vq,
+    tensor_checksum,
+    vq_checksum,
+)
 
 FILES = ("config.yaml", "model.safetensors", "tokenizer.safetensors")
 ADAPTER_FILES = ("config.yaml", "adapter_model.safetensors", "adapter_config.json")
@@ -110,7 +118,9 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_weights(folder / ADAPTER_FILES[1])
+    adapter = load_weights(path := folder / ADAPTER_FILES[1])
+    check_values(adapter, str(path))
+    return adapter
 
 
 # --- making one ------------------------------------------------------------------------------------
@@ -192,8 +202,6 @@ def merge_lora(gpt: GPT, cfg: LoraConfig, adapter: Mapping[str, torch.Tensor]) -
             f"the adapter does not fit its config {asdict(cfg)}: {some(wrong, 3)}; "
             f"{first} is {found.get(first, 'missing')}, expected {shapes.get(first, 'nothing')}"
         )
-    if unfit := [key for key, value in adapter.items() if not torch.isfinite(value).all()]:
-        raise CheckpointError(f"the adapter is not finite: {some(unfit)}; the training that made it went wrong")
     for name, layer in wanted.items():
         a, b = (adapter[f"{PREFIX}{name}.lora_{part}.weight"].to(layer.weight) for part in "AB")
         layer.weight.data += cfg.alpha / cfg.rank * (b @ a)

@@ -14,7 +14,7 @@ from editar.errors import CheckpointError, ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.files import save_weights
 from editar.training.losses import Objective
-from editar.weights.adapter import adapt, adapter_weights, eight_bit, merge_lora, write_adapter_config
+from editar.weights.adapter import adapt, adapter_weights, eight_bit, load_adapter, merge_lora, write_adapter_config
 from tests.helpers.tiny_gpt import config, model
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -88,17 +88,24 @@ def test_an_adapter_that_does_not_fit_is_named() -> None:
     _, base, adapter = adapted()
     first = next(iter(adapter))
     without = {name: value for name, value in adapter.items() if name != first}
-    spoilt = adapter | {first: torch.full_like(adapter[first], torch.nan)}
     for cfg, given, message in (
         (LORA, without, "lora_A.weight is missing, expected"),
         (LoraConfig(rank=4), adapter, r"is \(3, \d+\), expected \(4, \d+\)"),
         (LoraConfig(rank=3, targets=["wo"]), adapter, "expected nothing"),
-        (LORA, spoilt, "not finite"),
     ):
         gpt = fresh(base)
         with pytest.raises(CheckpointError, match=message):
             merge_lora(gpt, cfg, given)
         assert all(torch.equal(value, base[name]) for name, value in gpt.state_dict().items())
+
+
+def test_an_adapter_of_no_numbers_is_named(tmp_path: Path) -> None:
+    _, _, adapter = adapted()
+    first, value = next(iter(adapter.items()))
+    for spoilt, message in ((value.int(), "no floating-point weights"), (value * torch.nan, "not finite")):
+        save_weights(adapter | {first: spoilt}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=rf"adapter_model\.safetensors: {message}: {first}"):
+            load_adapter(tmp_path)
 
 
 def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
