@@ -126,27 +126,25 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
     assert done.returncode == 2 and "the working directory does not exist any more" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "2"}, {"RANK": "5", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"},
-     {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}],
-)  # fmt: skip
-def test_impossible_torchrun_environments(environment: dict[str, str]) -> None:
+def test_impossible_torchrun_environments() -> None:
+    environments = [
+        {"WORLD_SIZE": "-1"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "5", "WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"},
+    ]
     code = (
-        "from editar.runtime.distributed import distributed\n"
-        "try:\n    distributed('cpu').__enter__()\n"
-        "except Exception as error:\n    print(type(error).__name__, error)"
+        "import os\nfrom editar.runtime.distributed import distributed\nbefore = dict(os.environ)\n"
+        f"for environment in {environments}:\n"
+        "    os.environ.clear()\n    os.environ.update(before | environment)\n"
+        "    try:\n        distributed('cpu').__enter__()\n"
+        "    except Exception as error:\n        print(type(error).__name__, error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.startswith("ConfigError") and "start with torchrun" in done.stdout, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 1
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(environments), done.stdout + done.stderr
+    assert all(line.startswith("ConfigError") and "start with torchrun" in line for line in lines), lines
 
 
 def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path, refusal: Callable[..., str]) -> None:

@@ -28,7 +28,6 @@ from editar.errors import ConfigError
 from editar.evaluation.registry import benchmark_class, benchmarks
 from editar.runtime.entry import load_config
 from editar.sampling.pipeline import EditPipeline
-from tests.helpers.tiny import run_module
 
 ENTRIES: dict[str, tuple[type, list[str]]] = {
     "train": (TrainConfig, ["output_dir=x"]),
@@ -88,6 +87,10 @@ def test_a_value_needs_a_key(override: str) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
+        ("plan_gpus", ["gpt=zzz"], "plan_gpus: "),
+        ("inspect_speed", ["checkpoint=x", "--batch", "0"], "argument --batch: 0 is less than 1"),
+        ("report", ["x", "--pictures", "-1"], "argument --pictures: -1 is less than 0"),
+        ("figure_examples", ["x", "--draws", "0"], "argument --draws: 0 is less than 1"),
         ("score_tokenizer", ["run", "pictures", "--size", "1000000"], "1000000 is more than 4096"),
         ("inspect_data", ["--draws", "1000000"], "1000000 is more than 256"),
         (
@@ -150,20 +153,6 @@ def test_values_that_mean_nothing() -> None:
     with pytest.raises(ConfigError) as told:
         load_config(EditConfig, "edit", ["k" * 3000 + "=1"])
     assert len(str(told.value)) < 400
-
-
-@pytest.mark.parametrize(
-    ("script", "arguments", "message"),
-    [
-        ("plan_gpus", ["gpt=zzz"], "plan_gpus: "),
-        ("inspect_speed", ["checkpoint=x", "--batch", "0"], "argument --batch: 0 is less than 1"),
-        ("report", ["x", "--pictures", "-1"], "argument --pictures: -1 is less than 0"),
-        ("figure_examples", ["x", "--draws", "0"], "argument --draws: 0 is less than 1"),
-    ],
-)
-def test_scripts_name_impossible_arguments(script: str, arguments: list[str], message: str) -> None:
-    done = run_module(f"scripts/{script}.py", *arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("key", ["steps", "seed", "precision", "gpt.dim", "optim.lr", "init_from", "compile"])

@@ -42,8 +42,11 @@ def assert_close(a: Path, b: Path) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     "how",
-    [["parallel=ddp"], ["parallel=fsdp"], ["parallel=fsdp", "micro_batch=2", "activation_checkpointing=true"]],
-    ids=["ddp", "fsdp", "fsdp accumulated and checkpointed"],
+    [
+        pytest.param(["parallel=ddp"], id="ddp"),
+        pytest.param(["parallel=fsdp"], id="fsdp", marks=pytest.mark.slow),  # the next one does the same and more
+        pytest.param(["parallel=fsdp", "micro_batch=2", "activation_checkpointing=true"], id="fsdp accumulated"),
+    ],
 )
 def test_two_processes_of_four_equal_one_of_eight(
     tmp_path: Path, tiny_tokenizer: Path, one: Path, how: list[str]
