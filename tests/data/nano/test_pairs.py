@@ -45,7 +45,7 @@ def test_words_are_known_to_the_nano_text_encoder(world: NanoPairs) -> None:
 
 
 def test_every_mistake_is_a_mistake(world: NanoPairs) -> None:
-    for i in range(12):
+    for i in range(6):
         plan, sample = world.plan(i), world[i]
         assert score_edit(plan, sample.target).success
         found = counterfactuals(plan)
