@@ -52,4 +52,5 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     words = ["can't allocate memory", "cannot allocate memory", "out of memory", "cublas_status_alloc_failed"]
     words += ["storage size calculation overflowed"]
-    return isinstance(error, MemoryError) or any(word in text for word in words)
+    no_room = text == "could not create a primitive"  # oneDNN; of operations that it lacks it says more
+    return no_room or isinstance(error, MemoryError) or any(word in text for word in words)

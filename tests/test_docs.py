@@ -120,7 +120,7 @@ def keys(node: Any, prefix: str = "") -> set[str]:
 
 def test_quoted_messages_are_those_of_the_code() -> None:
     """First cells of the tables in docs/troubleshooting.md that are code, against what the code can say."""
-    sources = [*ROOT.glob("editar/**/*.py"), ROOT / "Makefile"]
+    sources = [*ROOT.glob("editar/**/*.py"), *ROOT.glob("scripts/*.sh"), ROOT / "Makefile"]
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in sources))
     foreign = ("Could not override", "No module named", "operator torchvision::nms", "make", "data wait")
     cells = [line.split("|")[1] for line in page("docs/troubleshooting.md").prose.splitlines() if line.startswith("|")]

@@ -146,11 +146,13 @@ def test_out_of_memory_halves_the_batch_and_goes_on(capsys: pytest.CaptureFixtur
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ...",
+        "could not create a primitive",
     ],
 )
 def test_every_librarys_words_for_it_are_known(text: str) -> None:
     assert out_of_memory(RuntimeError(text))
-    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    for other in ("CUDA error: an illegal memory access was encountered", "could not create a primitive descriptor ..."):
+        assert not out_of_memory(RuntimeError(other))
 
 
 def test_other_errors_and_too_little_memory_for_one_stand() -> None:
