@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from editar.config import EditConfig
 from editar.errors import ConfigError
 from editar.runtime.entry import run
-from editar.runtime.log import say
+from editar.runtime.log import echo, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +76,7 @@ def edit_one(cfg: EditConfig) -> list[Path]:
         save_image(comparison_row(picture, edits, cfg.square()), comparison)
     say(told_size(picture, edits[0], pipeline.cfg.image_size))
     files = [*names, *(file for file in (made, comparison) if file is not None)]
-    print("\n".join(map(str, files)))
+    echo("\n".join(map(str, files)))
     return files
 
 

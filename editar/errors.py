@@ -51,6 +51,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a GPU or of the machine did not suffice; libraries under torch have words of their own."""
     text = str(error).lower()
     words = ["can't allocate memory", "cannot allocate memory", "out of memory", "cublas_status_alloc_failed"]
-    words += ["storage size calculation overflowed"]
+    words += ["storage size calculation overflowed", "failed to map segment"]
     no_room = text == "could not create a primitive"  # oneDNN; of operations that it lacks it says more
     return no_room or isinstance(error, MemoryError) or any(word in text for word in words)

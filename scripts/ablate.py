@@ -27,7 +27,7 @@ from editar.errors import ConfigError, TrainingError
 from editar.report.merge import ScoredFolder, load_scored
 from editar.report.page import write_comparison
 from editar.runtime.entry import load_config, script
-from editar.runtime.log import say
+from editar.runtime.log import echo, say
 from editar.tables.scores import Evaluation
 
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         scored[name] = load_scored(f"{name}={scores}")
     write_comparison(list(scored.values()), options.out / "report.html", "Ablation", pictures=60)
     if together := over_seeds({name: item.evaluation for name, item in scored.items()}):
-        print(together)
+        echo(together)
 
 
 def grid(overrides: list[str]) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from editar.parity.checks import Check
 from editar.parity.groups import run_all
 from editar.runtime.device import pick_device
 from editar.runtime.entry import script
+from editar.runtime.log import echo
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,11 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     checks: list[Check] = []
     for result in run_all(options.golden, pick_device(options.device), DTYPES[options.dtype]):
-        print(result.line(), flush=True)
+        echo(result.line())
         if isinstance(result, Check):
             checks.append(result)
     failed = sum(not check.ok for check in checks)
-    print(f"{len(checks)} checks, {failed} failed")
+    echo(f"{len(checks)} checks, {failed} failed")
     return 1 if failed else 0
 
 

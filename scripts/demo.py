@@ -33,7 +33,7 @@ from editar.report.plots import picture_uri
 from editar.runtime.device import has_fast_bfloat16
 from editar.runtime.entry import at_least, load_config, script
 from editar.runtime.files import write_json
-from editar.runtime.log import duration, say
+from editar.runtime.log import duration, echo, say
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.render import strict_json
 from editar.tables.scores import Evaluation, MethodScores, breakdown
@@ -178,12 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.out / "scores.json", strict_json(bench.evaluation.as_dict()))
     write_json(args.out / "guidance_sweep.json", strict_json(few.evaluation.as_dict()))
     write_page(args, bench, few, drawn, learning, run_folder, clock.minutes)
-    print(breakdown(bench.evaluation, ["success"]))
+    echo(breakdown(bench.evaluation, ["success"]))
 
     clock.begin("4/4 the paper's evaluator on nano edits")
     score_as_pie_bench(args.reference, args.out / "pie_bench", args.pie_samples)
     clock.end()
-    print(f"\n{clock.minutes} in all. Look at {args.out / 'report.html'}; numbers in {args.out / 'scores.json'}")
+    echo(f"\n{clock.minutes} in all. Look at {args.out / 'report.html'}; numbers in {args.out / 'scores.json'}")
 
 
 class Stages:

@@ -4,7 +4,8 @@
 # SEEDS: the values of sampling.seed. BENCHMARK=nano needs no DATA. Restartable. IDS: which pictures the figure shows.
 # Needs PIE-Bench and the scoring networks (fetch_weights.py evaluate). Estimate: table 1's time for each seed.
 source "$(dirname "$0")/eval.sh"
-checkpoint=${1:?a run folder}
+need "a run folder" "${1-}"
+checkpoint=$1
 shift
 scored=()
 for seed in ${SEEDS:-0 1 2 3}; do

@@ -5,8 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 GPUS=${GPUS:-1}
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "$0: GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
 OUT=${OUT:-outputs/$(basename "$0" .sh)}
+
+# `need WHAT "$VALUE"`: ends here, saying what is to be given, where it is not.
+need() {
+  [ -n "${2-}" ] || { echo "$0: give $1" >&2; exit 2; }
+}
 
 run_eval() {
   if [ "$GPUS" -gt 1 ]; then

@@ -18,6 +18,7 @@ from editar.errors import ConfigError
 from editar.evaluation.nano.export import PROMPTS, export_pie_bench, export_translation
 from editar.runtime.entry import at_least, script
 from editar.runtime.files import new_folder
+from editar.runtime.log import echo
 
 
 @script("export_nano")
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             export_pie_bench(partial, args.count, args.seed)
         else:
             export_translation(args.benchmark, partial, args.count, args.seed)
-    print(f"{args.count} samples in {args.folder}")
+    echo(f"{args.count} samples in {args.folder}")
 
 
 if __name__ == "__main__":

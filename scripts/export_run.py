@@ -17,6 +17,7 @@ from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml, read_yam
 from editar.errors import CheckpointError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, weights_header, write_text
+from editar.runtime.log import echo
 from editar.weights.load import check_own_tokenizer, save_pair
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
@@ -50,7 +51,7 @@ def export(run: Path, out: Path, decoder: Path | None = None) -> None:
             shutil.copyfile(run / name, partial / name)
         write_text(partial / "provenance.json", json.dumps(starts, indent=1) + "\n")
     size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{out}: {size / 1e6:.1f} MB")
+    echo(f"{out}: {size / 1e6:.1f} MB")
 
 
 def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,15 +11,16 @@ import argparse
 from pathlib import Path
 
 from editar.runtime.entry import script
+from editar.runtime.log import echo
 from editar.runtime.manifest import CHECKPOINTS, load_manifest, missing_files
 from editar.weights.fetch import fetch
 
 
-def show(folder: Path) -> None:
+def listing(folder: Path) -> None:
     """One line per weight: name, state, uses, licence, what it is."""
     for name, entry in load_manifest().items():
         state = "missing" if missing_files(entry, folder) else "here"
-        print(f"{name:24} {state:8} {','.join(entry.used_by) or '-':15} {entry.what} [{entry.licence}]")
+        echo(f"{name:24} {state:8} {','.join(entry.used_by) or '-':15} {entry.what} [{entry.licence}]")
 
 
 @script("fetch_weights")
@@ -32,7 +33,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.list or not options.names:
-        show(options.dir)
+        listing(options.dir)
     else:
         fetch(options.names, options.dir)
 

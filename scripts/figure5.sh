@@ -5,6 +5,7 @@
 # Needs PIE-Bench and the scoring networks (fetch_weights.py evaluate). OVERRIDES: more of editar.eval's. Restartable.
 # Estimate at 1 s a picture: 15 minutes a checkpoint on one GPU, 5 on eight, of which scoring takes 3.
 source "$(dirname "$0")/eval.sh"
+need "NAME=RUN of each checkpoint" "${1-}"
 scored=()
 for checkpoint in "$@"; do
   name=${checkpoint%%=*}

@@ -17,6 +17,7 @@ from editar.report.examples import draw_examples
 from editar.report.merge import load_scored, merge
 from editar.runtime.entry import at_least, script
 from editar.runtime.files import spare_inputs
+from editar.runtime.log import echo
 
 
 @script("figure_examples")
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = ", ".join(evaluation.benchmark for evaluation in evaluations)
         raise BenchmarkError(f"the folders are of several benchmarks ({found}); give those of one")
     draw_examples(evaluations[0], options.out, options.ids, options.draws)
-    print(options.out)
+    echo(options.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from editar.errors import ConfigError
 from editar.images import contact_sheet, picture_format, save_image
 from editar.runtime.entry import at_least, load_config, script
 from editar.runtime.files import spare_inputs
-from editar.runtime.log import say
+from editar.runtime.log import echo, say
 
 SIDE = 192  # pixels of a picture on the sheet
 SHARE_DRAWS = 10_000
@@ -51,7 +51,7 @@ def main() -> None:
     chosen, _ = mixture.locate(np.arange(SHARE_DRAWS, dtype=np.uint64))
     for index, (name, source) in enumerate(sources.items()):
         realised = np.mean(chosen == index)
-        print(f"{name:16} {len(source):>9} rows  {100 * realised:6.2f} % of {SHARE_DRAWS} draws")
+        echo(f"{name:16} {len(source):>9} rows  {100 * realised:6.2f} % of {SHARE_DRAWS} draws")
     if options.source is None:
         stream = TrainStream(readers, mixture, cfg.seed)
         items = [item for _, item in stream.__getitems__(list(range(max(0, options.draws))))]
@@ -69,7 +69,7 @@ def main() -> None:
         for row, reason in item.replaced:
             say(f"bad row {row}: {reason}")
     save_image(contact_sheet([sheet_row(item) for item in items]), out)
-    print(f"{len(items)} examples: {out}")
+    echo(f"{len(items)} examples: {out}")
 
 
 def parse_slice(text: str) -> slice:

@@ -25,6 +25,7 @@ from editar.data.sources import open_sources
 from editar.errors import ConfigError
 from editar.models.gpt import GPT
 from editar.runtime.entry import at_least, load_config, script
+from editar.runtime.log import echo
 from editar.sampling.decode import SampleSeeds, guidance_scales, guide, probabilities
 from editar.sampling.pipeline import EditPipeline
 from editar.sampling.stats import GenerationStats
@@ -56,14 +57,14 @@ def main() -> None:
     pairs = [conditioned(pipeline, part) for part in parts(items, options.batch)]
     same = torch.cat([(pair.source == pair.target).flatten() for pair in pairs]).float().mean()
     out_of_reach = torch.cat([(pair.known >= 0).flatten() for pair in pairs]).float().mean()
-    print(f"{len(items)} held-out pairs; {100 * same:.1f} % of the target codes equal the source's")
-    print(f"{100 * out_of_reach:.1f} % of the target codes cannot be drawn with these settings and count as known")
-    print(f"{'window':>8} {'passes an image':>16} {'codes a pass':>13} {'images/s':>9} {'speed-up':>9}")
+    echo(f"{len(items)} held-out pairs; {100 * same:.1f} % of the target codes equal the source's")
+    echo(f"{100 * out_of_reach:.1f} % of the target codes cannot be drawn with these settings and count as known")
+    echo(f"{'window':>8} {'passes an image':>16} {'codes a pass':>13} {'images/s':>9} {'speed-up':>9}")
     first: GenerationStats | None = None
     for codes in options.windows:
         stats = run(pipeline, pairs, codes)
         first = first or stats
-        print(
+        echo(
             f"{codes:>8} {stats.passes_per_image:16.1f} {stats.codes_per_pass:13.2f} {stats.images_per_s:9.3f} "
             f"{stats.images_per_s / first.images_per_s:9.2f}"
         )
@@ -124,7 +125,7 @@ def run(pipeline: EditPipeline, pairs: list[Pair], window: int | str) -> Generat
         left += int((decode(pipeline, pair, cfg) != pair.target).any(1).sum())
         total = total + pipeline.engine.stats
     if left:
-        print(f"window {window}: {left} images left their targets, where rounding moved a draw over a boundary")
+        echo(f"window {window}: {left} images left their targets, where rounding moved a draw over a boundary")
     return total
 
 

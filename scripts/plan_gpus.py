@@ -14,6 +14,7 @@ import sys
 
 from editar.config import TrainConfig
 from editar.runtime.entry import load_config, script
+from editar.runtime.log import echo
 from editar.training.parallel import micro_batch
 from editar.training.planning.cost import PEAK_FLOPS, memory, training_flops
 from editar.training.planning.dry_run import ASSUMED_MFU, frozen_bytes
@@ -27,13 +28,13 @@ RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
 @script("plan_gpus")
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+        echo(__doc__)
         return
-    print("| GPU | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS) + " |")
-    print("| --- |" + " --- |" * len(COUNTS))
+    echo("| GPU | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS) + " |")
+    echo("| --- |" + " --- |" * len(COUNTS))
     for name, gigabytes in GPUS:
         cells = (cell(count, gigabytes * 1e9, PEAK_FLOPS[name]) for count in COUNTS)
-        print(f"| {name}, {gigabytes} GB | " + " | ".join(cells) + " |")
+        echo(f"| {name}, {gigabytes} GB | " + " | ".join(cells) + " |")
 
 
 def cell(count: int, room: float, peak: float) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from editar.errors import CheckpointError, ConfigError, one_line
 from editar.runtime.entry import script
 from editar.runtime.files import new_folder
+from editar.runtime.log import echo
 from editar.sampling.pipeline import EditPipeline
 from editar.tables.scores import breakdown, load_evaluation
 
@@ -45,10 +46,10 @@ def main() -> None:
     if args.save is not None:
         with new_folder(args.save) as partial:
             pipeline.save_pretrained(partial, model_card_kwargs=card)
-        print(args.save)
+        echo(args.save)
         return
     try:
-        print(pipeline.push_to_hub(args.repository, private=args.private or None, model_card_kwargs=card))
+        echo(pipeline.push_to_hub(args.repository, private=args.private or None, model_card_kwargs=card))
     except Exception as error:  # no login, no right, offline: many types, one meaning
         raise CheckpointError(f"{args.repository}: the hub took nothing ({one_line(error)})") from None
 

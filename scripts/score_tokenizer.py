@@ -10,6 +10,7 @@ from pathlib import Path
 
 from editar.config import PicturesConfig
 from editar.runtime.entry import at_least, script
+from editar.runtime.log import echo
 
 
 @script("score_tokenizer")
@@ -34,7 +35,7 @@ def main() -> None:
     cfg = PicturesConfig(path=options.pictures, column=options.column)
     device = pick_device(options.device)
     found = score_reconstructions(options.run, cfg, device, options.rows, options.size, options.inception)
-    print(
+    echo(
         "\n".join(
             f"{name:12} {value:.4f}" if isinstance(value, float) else f"{name:12} {value}"
             for name, value in found.items()

@@ -14,6 +14,7 @@
 set -euo pipefail
 PYTHON=${PYTHON:-.venv/bin/python}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # seconds from SIGTERM to SIGKILL; older torchruns always take 30
+[ -n "${SLURM_JOB_NODELIST:-}" ] || { echo "$0: start this with sbatch, not with bash" >&2; exit 2; }
 MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=8 \

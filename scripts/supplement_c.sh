@@ -4,7 +4,10 @@
 # Each NAME=FOLDER is a run folder. CANNY is DEPTH unless given. OVERRIDES: more of editar.eval's. Restartable.
 # Needs the validation sets (docs/evaluation.md) and Inception (fetch_weights.py inception_fid). Time: table 2's for each.
 source "$(dirname "$0")/eval.sh"
-DEPTH=${DEPTH:?MultiGen-20M_depth_eval} CANNY=${CANNY:-$DEPTH} COCOSTUFF=${COCOSTUFF:?Captioned_COCOStuff}
+need "DEPTH=DIR, MultiGen-20M_depth_eval" "${DEPTH-}"
+need "COCOSTUFF=DIR, Captioned_COCOStuff" "${COCOSTUFF-}"
+need "NAME=RUN of each checkpoint" "${1-}"
+CANNY=${CANNY:-$DEPTH}
 scored=()
 for checkpoint in "$@"; do
   name=${checkpoint%%=*}

@@ -8,7 +8,8 @@
 # ("mgie=DIR seed_x_edit=DIR") are pictures made elsewhere.
 # Estimate: 15 minutes on one GPU for ours, and 5 s a picture for each baseline: an hour on one GPU, 8 minutes on eight.
 source "$(dirname "$0")/eval.sh"
-common=(benchmark=pie_bench root="${DATA:?the folder with mapping_file.json}" ${OVERRIDES-})
+need "DATA=DIR, the folder with mapping_file.json" "${DATA-}"
+common=(benchmark=pie_bench root="$DATA" ${OVERRIDES-})
 scored=()
 if [ -n "${CHECKPOINT-}" ]; then
   run_eval "${common[@]}" checkpoint="$CHECKPOINT" output_dir="$OUT/ours" method="${METHOD:-ours}" "$@"

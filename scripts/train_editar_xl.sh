@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python} GPUS=${GPUS:-8}
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "$0: GPUS=$GPUS: give the number of GPUs" >&2; exit 2; }
 ARGUMENTS=(experiment=editar_xl tokenizer.weights=checkpoints/vq_ds16_t2i.pt compile=true keep_every=10000)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}  # seconds to save after SIGTERM
 [ -z "${CACHE:-}" ] || ARGUMENTS+=(data.cache="$CACHE")

@@ -59,6 +59,11 @@ def score(benchmark: Benchmark) -> Evaluation:
     cfg = benchmark.cfg
     folders = {name: ResultFolder(source) for name, source in cfg.named_results().items()}
     for results in folders.values():
+        if cfg.results is None and results.made is None:
+            raise BenchmarkError(
+                f"{results.source} holds no {MANIFEST} that says what made its pictures; stage=generate writes it "
+                f"anew, results={results.source} takes them as somebody else's"
+            )
         results.check(benchmark.names())
     scorer = benchmark.scorer(pick_device(cfg.device))
     for item in scorer.missing:

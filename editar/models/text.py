@@ -91,7 +91,7 @@ class WordTokenizer:
     """Whole words of the nano world from a committed list, then `extra_words`; id 0 pad, 1 end, 2 unknown."""
 
     def __init__(self, max_tokens: int, extra_words: Sequence[str] = ()) -> None:
-        words = json.loads(VOCABULARY_FILE.read_text())
+        words = json.loads(VOCABULARY_FILE.read_text(encoding="utf-8"))
         if known := [word for word in extra_words if word in words]:
             raise ConfigError(f"text.extra_words: {some(known)} known already; leave out")
         words += extra_words

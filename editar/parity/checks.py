@@ -113,7 +113,7 @@ class Golden:
 
     def json(self, name: str) -> Any:
         try:
-            return wrap(json.loads(self.path(name).read_text()), f"{self.folder.name}/{name}")
+            return wrap(json.loads(self.path(name).read_text(encoding="utf-8")), f"{self.folder.name}/{name}")
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise GoldenError(f"{self.folder.name}/{name}: not readable JSON ({error})") from None
 

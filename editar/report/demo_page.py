@@ -88,7 +88,7 @@ def loss_curves(metrics: dict[str, Path], title: str, keys: tuple[str, ...]) -> 
     """Curves of `keys` from metrics.jsonl files, by name of the run."""
     figure, (axes,) = new_figure()
     for name, path in metrics.items():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:

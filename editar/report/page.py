@@ -15,6 +15,7 @@ from editar.report.gallery import Gallery
 from editar.report.merge import ScoredFolder, merge, table_rows
 from editar.report.plots import page_template
 from editar.runtime.files import provenance, write_text
+from editar.runtime.log import echo
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import ARROWS, OurRow, best_of, layout, text_table, write_tables
 from editar.tables.scores import Column, Evaluation, paired_table
@@ -32,10 +33,10 @@ def write_comparison(scored: Sequence[ScoredFolder], out: Path, title: str, pict
     tables = table_rows(evaluations)
     write_tables(tables, out.parent, f"{out.stem}_")
     for name, rows in tables.items():
-        print(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
+        echo(f"{paper_tables()[name].source}\n{text_table(paper_tables()[name], rows)}\n")
     for evaluation in evaluations:
         if len(evaluation.methods) > 1:
-            print(f"{benchmark_class(evaluation.benchmark).title}, {paired_table(evaluation)}\n")
+            echo(f"{benchmark_class(evaluation.benchmark).title}, {paired_table(evaluation)}\n")
     write_page(evaluations, [item.origin for item in scored], out, title, pictures)
 
 
@@ -54,7 +55,7 @@ def write_page(
     template = page_template("page.html.j2")
     size = f"{len(template.render(context).encode()) / 1e6:.1f} MB"
     write_text(out, template.render(context, size=size))
-    print(f"{out}: {size}, opens from disk")
+    echo(f"{out}: {size}, opens from disk")
 
 
 def _paper_table(name: str, ours: list[OurRow]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
 
 from editar.config import CONFIG_DIR, explain, is_open, kind_of, literal, to_dataclass
 from editar.errors import ConfigError, LostProcess, UserError, one_line, out_of_memory
-from editar.runtime.log import say, unread
+from editar.runtime.log import echo, say
 from editar.runtime.stop import EXIT_STOPPED, Stopped
 
 LONGEST = 1200  # letters of an error, which may quote paths of thousands
@@ -109,8 +109,7 @@ def run(
 
             settings = [argument for argument in arguments if argument not in ("-h", "--help")]
             usage = f"usage: python {program or f'-m editar.{name}'} key=value ...   (??? = has to be given)\n"
-            with unread(sys.stdout):
-                print(usage, OmegaConf.to_yaml(compose(cls, name, settings)), sep="\n", flush=True)
+            echo(f"{usage}\n{OmegaConf.to_yaml(compose(cls, name, settings))}")
             return
         cfg = load_config(cls, name, arguments)
         told.folder = getattr(cfg, "output_dir", None)
@@ -156,7 +155,7 @@ class Told:
             if folder is not None and os.path.isdir(folder):
                 with suppress(OSError):  # the folder's disk may be full: the temporary one is next
                     path = Path(folder) / name
-                    path.write_text(traceback.format_exc(), errors="backslashreplace")
+                    path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
                     return path
         traceback.print_exc()
         return Path("the lines above")
@@ -170,8 +169,8 @@ def told_in_one_line(program: str) -> Iterator[Told]:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8, and is printed as it is
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name is printed as it is, which need not even be UTF-8
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         try:
             os.getcwd()

@@ -83,7 +83,7 @@ def spare_inputs(out: str | Path, inputs: Iterable[str | Path]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     with atomic(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -44,5 +44,7 @@ def local_folder(source: str | Path, files: Sequence[str], revision: str | None 
 
 
 def told(error: Exception) -> str:
-    """The hub's message in one line, without its advice."""
+    """The hub's message in one line, without its advice, which for a pickle would be to run it."""
+    if "Weights only load failed" in str(error):
+        return "its weights are a pickle that holds more than tensors; take safetensors"
     return one_line(error).split(" For details look")[0]

@@ -25,17 +25,22 @@ CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 def say(text: str) -> None:
     """One line for the person at the terminal; what would steer the terminal, from a file's contents, is escaped."""
-    with unread(sys.stderr):
+    with unread(sys.stderr, OSError):  # nor does a full disk under it stop the work
         print(CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text), file=sys.stderr, flush=True)
 
 
+def echo(text: object) -> None:
+    """A result, on standard output."""
+    with unread(sys.stdout, BrokenPipeError):
+        print(text, flush=True)
+
+
 @contextmanager
-def unread(stream: TextIO) -> Iterator[None]:
-    """A pipe that nobody reads any more, as after `| head`, or a full disk under it is no reason to stop: what follows
-    goes nowhere."""
+def unread(stream: TextIO, errors: type[OSError]) -> Iterator[None]:
+    """A pipe that nobody reads any more, as after `| head`, is no reason to stop: what follows goes nowhere."""
     try:
         yield
-    except OSError:
+    except errors:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -181,7 +186,7 @@ def _start_wandb(cfg: WandbConfig, folder: Path) -> Any:
     import wandb
 
     id_file = folder / "wandb_id.txt"
-    run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
+    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else uuid.uuid4().hex[:8]
     write_text(id_file, run_id)
     return wandb.init(
         project=cfg.project,

@@ -46,7 +46,7 @@ class EditPipeline(
     library_name="editar",
     pipeline_tag="image-to-image",
     tags=["image-editing", "autoregressive"],
-    model_card_template=Path(__file__).with_name("model_card.md.j2").read_text(),
+    model_card_template=Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"),
 ):
     """Tokenizer, text encoder and GPT of one run, ready to edit. `stats` tells what sampling cost so far.
 

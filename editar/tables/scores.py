@@ -17,6 +17,7 @@ from typing import Any
 
 from editar.errors import BenchmarkError, one_line
 from editar.runtime.files import parse_json, provenance, read_bytes, write_json
+from editar.runtime.log import echo
 from editar.tables.paper_rows import paper_tables
 from editar.tables.render import OurRow, strict_json, text_table, write_tables
 from editar.tables.statistics import Comparison, Mean, compare, means, means_by
@@ -135,15 +136,15 @@ def write_evaluation(evaluation: Evaluation, tables: Sequence[str], out: Path) -
     write_json(out / FILE, strict_json(evaluation.as_dict()))
     ours = evaluation.our_rows()
     write_tables(dict.fromkeys(tables, ours), out)
-    print(text_table(paper_tables()[tables[0]], ours) if tables else breakdown(evaluation))
+    echo(text_table(paper_tables()[tables[0]], ours) if tables else breakdown(evaluation))
     for method in evaluation.methods:
         excluded = {name: mean.excluded for name, mean in evaluation.means(method).items() if mean.excluded}
         if excluded:
             skipped = ", ".join(f"{name} {count}" for name, count in excluded.items())
-            print(f"{method.method}: not in the means because undefined: {skipped}")
+            echo(f"{method.method}: not in the means because undefined: {skipped}")
     if len(evaluation.methods) > 1:
-        print(paired_table(evaluation))
-    print(f"{len(evaluation.methods[0].rows)} pictures, protocol {evaluation.protocol}; all numbers: {out / FILE}")
+        echo(paired_table(evaluation))
+    echo(f"{len(evaluation.methods[0].rows)} pictures, protocol {evaluation.protocol}; all numbers: {out / FILE}")
 
 
 def breakdown(evaluation: Evaluation, columns: Sequence[str] | None = None) -> str:

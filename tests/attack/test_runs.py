@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from editar.config import TokenizerTrainConfig, TrainConfig, from_yaml
 from editar.errors import CheckpointError, ConfigError, TrainingError
 from editar.runtime.entry import load_config
-from editar.runtime.files import check_run_folder, write_run_folder, write_text
+from editar.runtime.files import check_run_folder, load_weights, save_weights, write_run_folder, write_text
 from editar.runtime.lock import NAME, sole_run
 from editar.runtime.log import MetricLogger
 from editar.sampling.pipeline import EditPipeline
@@ -120,6 +121,16 @@ def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytes
     assert before == contents()
     with pytest.raises(ConfigError, match="another config"):
         train_tokenizer(tokenizer_config(folder, "seed=3"))
+    weights = folder / "model.safetensors"
+    good = load_weights(weights)
+    for harm in (
+        weights.unlink,
+        lambda: weights.write_bytes(weights.read_bytes()[:500]),
+        lambda: save_weights({}, weights),
+    ):
+        harm()
+        train_tokenizer(tokenizer_config(folder))
+        assert all(torch.equal(value, good[name]) for name, value in load_weights(weights).items())
 
 
 def test_a_source_taken_away_is_another_config(tmp_path: Path, tiny_tokenizer: Path) -> None:

@@ -59,8 +59,24 @@ def test_nobody_reads_what_is_printed(tiny_tokenizer: Path, tmp_path: Path) -> N
     helps = ["bash", "-c", f"set -o pipefail; {sys.executable} -m editar.train --help | head -n 1"]
     done = subprocess.run(helps, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")
-    full = subprocess.run(["bash", "-c", f"{sys.executable} -m editar.edit image=x 2>/dev/full"], cwd=ROOT)
-    assert full.returncode == 2
+    results = ["bash", "-c", f"set -o pipefail; {sys.executable} scripts/fetch_weights.py --list | true"]
+    done = subprocess.run(results, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for place in ("image=x 2>/dev/full", "--help >/dev/full"):
+        full = subprocess.run(["bash", "-c", f"{sys.executable} -m editar.edit {place}"], cwd=ROOT)
+        assert full.returncode == 2
+
+
+def test_texts_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    code = (
+        "from editar.runtime.entry import script\nfrom editar.runtime.files import write_text\n"
+        "from editar.runtime.log import echo\n\n@script('x')\ndef main():\n"
+        "    write_text('a.txt', '\\xa0\\u6f22')\n    echo('\\u6f22\\udcff')\n\nmain()"
+    )
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True)
+    assert (done.stdout, done.stderr) == ("\u6f22".encode() + b"\xff\n", b"")
+    assert (tmp_path / "a.txt").read_bytes() == "\xa0\u6f22".encode()
 
 
 def test_a_lock_without_room(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from editar.config import TrainConfig
 from editar.errors import CheckpointError, ConfigError
+from editar.metrics.networks import pretrained
 from editar.runtime.entry import load_config
 from editar.runtime.files import load_weights, save_weights, weights_header
 from editar.sampling.pipeline import EditPipeline
@@ -23,6 +24,7 @@ from editar.weights.read import read_checkpoint, read_file
 from scripts.export_run import export
 from tests.helpers.hostile import bare
 from tests.helpers.tiny import ROOT, tiny_overrides, train_config
+from tests.helpers.tiny_networks import write_clip
 
 
 def test_odd_weights_are_refused_in_a_line(tmp_path: Path) -> None:
@@ -138,6 +140,21 @@ def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"truncated or damaged .*data/0"):
         read_file(path)
+
+
+def test_a_networks_pickle_is_not_run_nor_recommended(tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "run",))
+
+    folder = write_clip(tmp_path / "clip")
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="its weights are a pickle that holds more than tensors; take safetensors"):
+        pretrained(CLIPModel, str(folder), "clip")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_without_values(tmp_path: Path) -> None:

@@ -46,13 +46,25 @@ def test_the_reference_trains_with_configurations_that_exist() -> None:
     assert folders == ["runs/nano_tokenizer", "runs/nano_tokenizer_decoder", "runs/nano", "runs/nano_pairs"]
 
 
-@pytest.mark.parametrize("script", ["train_editar_xl.sh", "table1.sh", "figure6.sh"])
-def test_a_number_of_gpus_that_is_none(script: str) -> None:
-    settings = os.environ | {"PYTHON": "echo", "GPUS": "a[0]"}
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / script), "x"], env=settings, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (2, "GPUS=a[0]: give the number of GPUs\n")
+@pytest.mark.parametrize(
+    ("script", "given", "message"),
+    [
+        ("train_editar_xl.sh", {"GPUS": "a[0]"}, "GPUS=a[0]: give the number of GPUs"),
+        ("table1.sh", {"GPUS": "0"}, "GPUS=0: give the number of GPUs"),
+        ("table1.sh", {}, "give DATA=DIR, the folder with mapping_file.json"),
+        ("figure5.sh", {}, "give NAME=RUN of each checkpoint"),
+        ("figure6.sh", {}, "give a run folder"),
+        ("diversity.sh", {}, "give a run folder"),
+        ("supplement_c.sh", {"DEPTH": "d"}, "give COCOSTUFF=DIR, Captioned_COCOStuff"),
+        ("slurm_train.sh", {}, "start this with sbatch, not with bash"),
+    ],
+)
+def test_what_is_missing_is_one_line(script: str, given: dict[str, str], message: str) -> None:
+    file = str(ROOT / "scripts" / script)
+    settings = os.environ | {"PYTHON": "echo"} | given
+    done = subprocess.run(["bash", file], env=settings, capture_output=True, text=True, check=False)
+    told = done.stderr.replace("table3.sh", "table1.sh")  # which starts it
+    assert (done.returncode, done.stdout, told.splitlines()) == (2, "", [f"{file}: {message}"])
 
 
 @pytest.mark.slow

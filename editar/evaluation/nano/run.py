@@ -27,6 +27,7 @@ from editar.generation.generate import EditJob
 from editar.generation.result_folder import ResultFolder
 from editar.images import captioned_sheet, enlarged, load_image, save_image, side_by_side
 from editar.metrics.networks import Missing
+from editar.runtime.log import echo
 from editar.tables.scores import Column, Evaluation, MethodScores
 
 CEILING = Column("ceiling", "Success of the tokenizer alone", "%", "higher", rate=True)
@@ -73,12 +74,12 @@ class Nano(Benchmark):
 
     def show(self, evaluation: Evaluation, out: Path) -> None:
         for method in evaluation.methods:
-            print(f"mistakes of {method.method}: {mistakes(method)}")
+            echo(f"mistakes of {method.method}: {mistakes(method)}")
         first = evaluation.methods[0]
         outputs = [np.asarray(load_image(row["result"])) for row in first.rows]
         grid = sheet(self.samples, outputs, [row["success"] > 0 for row in first.rows])
         save_image(grid, out / "grid.png")
-        print(f"pictures: {out / 'grid.png'} (source | target | output)")
+        echo(f"pictures: {out / 'grid.png'} (source | target | output)")
 
 
 class NanoScorer:

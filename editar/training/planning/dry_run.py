@@ -18,7 +18,7 @@ from editar.data.sources import mixture_of, open_sources
 from editar.errors import ConfigError, DataError
 from editar.models.teacher import timm_parameters
 from editar.models.vq import VQModel
-from editar.runtime.log import duration
+from editar.runtime.log import duration, echo
 from editar.training.parallel import micro_batch
 from editar.training.planning.cost import (
     PEAK_FLOPS,
@@ -49,7 +49,7 @@ def dry_run(cfg: TrainConfig) -> None:
     if os.environ.get("RANK", "0") == "0":
         parts = ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in vars(need).items() if value)
         by_part = f"a GPU       {need.total / 1e9:.1f} GB by arithmetic: {parts}"
-        print(
+        echo(
             "\n".join(
                 [*model_lines(cfg, processes, at_once), by_part, *fit_lines(cfg), *time_lines(cfg), *data_lines(cfg)]
             )

@@ -13,7 +13,7 @@ from editar.config import TokenizerTrainConfig
 from editar.data.pictures import PictureBatch
 from editar.errors import ConfigError, TrainingError
 from editar.images import contact_sheet, save_image, to_uint8
-from editar.runtime.files import some, write_json, write_run_folder
+from editar.runtime.files import some, weights_step, write_json, write_run_folder
 from editar.runtime.log import MetricLogger, say
 from editar.runtime.stop import Stopped
 from editar.training.checkpoint import training_state, whole_weights
@@ -72,11 +72,14 @@ def train_tokenizer(cfg: TokenizerTrainConfig) -> Path:
 
 
 def is_finished(folder: Path, cfg: TokenizerTrainConfig) -> bool:
-    """Raises ConfigError for weights without a config.yaml that says whose they are."""
+    """Whether the last step is done and its weights are here: else a start resumes, which writes them again. Raises
+    ConfigError for weights without a config.yaml that says whose they are."""
     newest, weights = latest_checkpoint(folder), folder / FILE.name
     if newest is None and weights.is_file() and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{weights} is of no training in this folder; choose another output_dir")
-    return step_of(newest) >= cfg.steps if newest else weights.is_file()  # older runs left no checkpoint
+    if newest is None:
+        return weights.is_file()  # older runs left no checkpoint
+    return step_of(newest) >= cfg.steps and weights_step(weights) == step_of(newest)
 
 
 def first_line(run: TokenizerRun) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,13 @@ def test_anybodys_pictures_are_scored_without_a_checkpoint(out: Path, tmp_path: 
     assert evaluation is not None
     means = evaluation.means(evaluation.methods[0])
     assert means["success"].mean == 0 and means["ceiling"].count == 0
+
+
+def test_pictures_of_an_unknown_making_are_somebody_elses(tiny_run: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "images", tmp_path / "images")
+    with pytest.raises(BenchmarkError, match=r"holds no manifest\.json that says what made its pictures"):
+        evaluate(config(tiny_run, tmp_path, "stage=score"))
+    assert evaluate(config(tiny_run, tmp_path, "stage=score", f"results={tmp_path / 'images'}")) is not None
 
 
 def test_shuffled_instructions_belong_to_the_manifest(tiny_run: Path, out: Path, tmp_path: Path) -> None:
