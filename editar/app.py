@@ -48,6 +48,16 @@ class Asked(NamedTuple):
     seed: float
     samples: float
 
+    def check(self) -> None:
+        """A cleared field is None, and a program may send anything. Raises ConfigError."""
+        for name in ("cfg_scale", "seed", "samples"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ConfigError(f"{name}: give a number")
+        if self.task not in TASKS:
+            raise ConfigError(f"task: choose one of {', '.join(TASKS)}")
+        if not isinstance(self.instruction, str) or not self.instruction.strip():
+            raise ConfigError("say in words what to change")
+
 
 class Desk:
     """What the page's buttons do, one edit at a time."""
@@ -72,6 +82,10 @@ class Desk:
                 raise StoppedByUser
 
         asked = Asked(*given)
+        try:
+            asked.check()
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from None
         total = int(asked.samples) * self.pipeline.gpt.cfg.image_tokens
         working: Future[Shown] = self.worker.submit(self._edit, asked, count)
         try:
@@ -90,8 +104,6 @@ class Desk:
     def _edit(self, asked: Asked, count: Callable[[int], None]) -> Shown:
         from editar.images import load_image
 
-        if not asked.instruction.strip():
-            raise ConfigError("say in words what to change")
         picture: Image.Image | None = None
         text: str | None = asked.instruction
         if asked.task != TEXT_ALONE:

@@ -35,7 +35,7 @@ run_baseline() {
 write_report() {
   if [ "${#scored[@]}" -eq 0 ]; then
     echo "nothing was scored: the lines above say what is missing" >&2
-    exit 1
+    exit 2
   fi
   "$PYTHON" scripts/report.py "${scored[@]}" --out "$OUT/report.html"
 }

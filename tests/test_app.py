@@ -71,6 +71,9 @@ def test_mistakes_are_messages(desk: Desk) -> None:
     for changes, message in (
         ({"file": None}, "upload a picture first"),
         ({"instruction": "  "}, "say in words what to change"),
+        ({"instruction": None}, "say in words what to change"),
+        ({"seed": None}, "seed: give a number"),
+        ({"task": ["edit"]}, "task: choose one of edit, "),
         ({"file": f"{folder}/page.png"}, "page.png: not a readable image"),
         ({"task": "depth", "from_photo": True}, "task=depth from a photograph"),
         ({"cfg_scale": 0.5}, "cfg_scale=0.5 must be at least 1"),

@@ -161,12 +161,21 @@ def open_table(path: str | Path, columns: list[str] | None = None, split: str = 
     if (path / "state.json").is_file():
         files = _saved_files(path)
     else:
-        kinds = (sorted(filter(Path.is_file, path.rglob(f"*.{kind}"))) for kind in ("parquet", "arrow"))
+        kinds = (files_in(path, f".{kind}") for kind in ("parquet", "arrow"))
         found = next(filter(None, kinds), [])
         files = [path / name for name in of_split([file.relative_to(path).as_posix() for file in found], split, path)]
     if not files:
         raise DataError(f"{path}: no {MANIFEST}, state.json, *.parquet or *.arrow in it; is the download complete?")
     return Table(files, columns, revision_of(files, path))
+
+
+def files_in(root: Path, *suffixes: str) -> list[Path]:
+    """The files below `root` whose names end so, by name. Raises DataError for a link that leads nowhere, and for what
+    would be waited for."""
+    found = sorted(path for path in root.rglob("*") if path.name.endswith(suffixes) and not path.is_dir())
+    if unfit := next((path for path in found if not path.is_file()), None):
+        raise DataError(f"{unfit} is no file; remove it or get it anew")
+    return found
 
 
 def _open_prepared(folder: Path, columns: list[str] | None) -> Table:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from editar.config import EditConfig
 from editar.errors import ConfigError, DataError, ImageError, UserError
 from editar.generation.editors import describe_model
-from editar.generation.manifest import cut_short, read_stamp, save_stamped
+from editar.generation.manifest import read_stamp, save_stamped, spoilt
 from editar.images import load_image
 from editar.runtime.files import checksum, parse_json, read_bytes, some
 from editar.runtime.log import say
@@ -145,7 +145,7 @@ def stamp_of(edit: ListedEdit, made_with: dict[str, Any]) -> str:
 
 def is_made(edit: ListedEdit, stamp: str | None, cfg: EditConfig) -> bool:
     """Whether the edit's files are whole and made by this command. Raises ConfigError for files of something else."""
-    there = [file for file in edit.files(cfg.num_samples) if file.exists() and not cut_short(file)]
+    there = [file for file in edit.files(cfg.num_samples) if file.exists() and not spoilt(file)]
     for file in there:
         if read_stamp(file) != stamp and not cfg.overwrite:
             raise ConfigError(f"{file} was made from something else; give another output=... or overwrite=true")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from editar.errors import BenchmarkError, ConfigError, one_line
 from editar.generation.editors import Editor, Output
-from editar.generation.manifest import MANIFEST, ResultManifest, cut_short, read_result_manifest, save_stamped
+from editar.generation.manifest import MANIFEST, ResultManifest, read_result_manifest, save_stamped, spoilt
 from editar.images import resize_and_crop, to_uint8
 from editar.runtime.distributed import Ranks
 from editar.runtime.files import parse_json, write_json
@@ -57,7 +57,7 @@ def generate_results(
 ) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order.
 
-    `sources_sum()` changes with the source pictures. Files that are cut short are made again. Raises ConfigError
+    `sources_sum()` changes with the source pictures. Damaged ones are made again. Raises ConfigError
     for a folder of another run, BenchmarkError for pictures of another run in it.
     """
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
@@ -67,9 +67,9 @@ def generate_results(
         settings = {"image_size": editor.size, "instructions": instructions, "sources_sha256": sources_sum()}
         kept = {} if renderings is TRUNCATED else {"kept": list(renderings)}
         claim(folder, editor.describe() | settings | kept)
-        for file in filter(cut_short, files):
+        for file in filter(spoilt, files):
             file.unlink()
-            say(f"{file}: cut short; made again")
+            say(f"{file}: damaged; made again")
     ranks.barrier()
     made = read_result_manifest(folder)
     assert made is not None
@@ -137,7 +137,7 @@ def claim(folder: Path, wanted: dict[str, object]) -> None:
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
         except ValueError as error:
-            ResultManifest(file, wanted).check(path for path in pictures if not cut_short(path))
+            ResultManifest(file, wanted).check(path for path in pictures if not spoilt(path))
             say(f"{file}: damaged ({one_line(error)}); written anew, as the pictures are of these settings")
             found = wanted
         other = [key for key in wanted if found.get(key) != wanted[key]]

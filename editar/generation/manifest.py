@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from editar.errors import BenchmarkError
+from editar.errors import BenchmarkError, ImageError
 from editar.images import load_image, save_image
 from editar.runtime.files import parse_json
 
@@ -90,14 +90,26 @@ def save_stamped(picture: np.ndarray, path: Path, stamp: str) -> None:
     save_image(picture, path, pnginfo=chunks)
 
 
-def cut_short(path: Path) -> bool:
-    """Whether the file is the beginning of a PNG, or empty: what a power cut or a broken copy leaves."""
+def spoilt(path: Path) -> bool:
+    """Whether the file is the beginning of a PNG, or empty, as a power cut or a broken copy leaves it, or a picture of
+    ours whose checksums say that it has changed."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         start = file.read(len(SIGNATURE))
         file.seek(max(0, path.stat().st_size - len(END)))
-        return SIGNATURE.startswith(start) and file.read() != END
+        if not SIGNATURE.startswith(start) or file.read() != END:
+            return SIGNATURE.startswith(start)
+    try:
+        if read_stamp(path) is None:
+            return False
+        with Image.open(path) as image:
+            image.verify()
+    except ImageError:  # not even its header is readable: `read_stamp` names it where it is used
+        return False
+    except (SyntaxError, OSError):
+        return True
+    return False
 
 
 def read_stamp(path: Path) -> str | None:

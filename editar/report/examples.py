@@ -13,7 +13,7 @@ from editar.errors import BenchmarkError
 from editar.evaluation.registry import benchmark_class
 from editar.images import load_image
 from editar.report.gallery import evenly
-from editar.report.plots import plain
+from editar.report.plots import load_pyplot, plain
 from editar.runtime.files import atomic
 from editar.tables.scores import Evaluation
 
@@ -27,11 +27,7 @@ def draw_examples(evaluation: Evaluation, out: Path, ids: Sequence[str] = (), dr
     instruction. `draws` > 1 shows that many pictures of each method, of those that made several per prompt
     (protocol controlnet++). Raises BenchmarkError for ids, draws and pictures that are not there, ImageError for
     unreadable ones."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     if out.suffix not in FORMATS:
         raise BenchmarkError(f"{out}: figures are written as {', '.join(FORMATS)}")
     rows = rows_of(evaluation, ids)

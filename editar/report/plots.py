@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,20 @@ def data_uri(content: bytes, format: str) -> str:
     return f"data:image/{format.lower()};base64,{base64.b64encode(content).decode()}"
 
 
-def new_figure(panels: int = 1) -> tuple[Any, list[Any]]:
-    """A figure and its axes: one wide panel, or several in lines of at most four."""
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files, whatever the environment says."""
+    os.environ["MPLBACKEND"] = "Agg"
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def new_figure(panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its axes: one wide panel, or several in lines of at most four."""
+    pyplot = load_pyplot()
     columns = min(panels, PANELS_PER_LINE)
     lines = math.ceil(panels / columns)
     size = (9.0, 3.2) if panels == 1 else (2.75 * columns, 2.5 * lines)

@@ -14,7 +14,7 @@ import torch
 from editar.config import TokenizerTrainConfig, TrainConfig
 from editar.data import stream
 from editar.data.loader import Batch, DrawBatchSampler, batches
-from editar.errors import TrainingError
+from editar.errors import ConfigError, TrainingError
 from editar.runtime.device import send
 from editar.runtime.distributed import Ranks, distributed
 from editar.runtime.files import check_run_folder, save_weights, some, write_run_folder
@@ -94,6 +94,11 @@ def at_work(folder: Path, cfg: TrainConfig | TokenizerTrainConfig) -> Iterator[t
         ranks = held.enter_context(distributed(cfg.device, cfg.timeout_s))
         if ranks.is_main:
             held.enter_context(sole_run(folder))
+            if latest_checkpoint(folder) is not None and not (folder / "config.yaml").is_file():
+                raise ConfigError(
+                    f"{folder} holds checkpoints, but no config.yaml that says of which training; copy it back, or "
+                    f"choose another output_dir"
+                )
             check_run_folder(folder, cfg)
         ranks.barrier()
         yield stop, ranks

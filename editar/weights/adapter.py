@@ -91,12 +91,13 @@ def check_base(folder: Path, found: Mapping[str, str]) -> None:
 
 def check_description(folder: Path, cfg: LoraConfig) -> None:
     """Whether adapter_config.json, which peft reads, says what config.yaml says. Raises CheckpointError."""
-    found = description(folder)
-    for key, value in (("r", cfg.rank), ("lora_alpha", cfg.alpha), ("target_modules", sorted(set(cfg.targets)))):
+    found = {"use_rslora": False, "use_dora": False} | description(folder)  # older peft wrote neither
+    ours = {"r": cfg.rank, "lora_alpha": cfg.alpha, "target_modules": sorted(set(cfg.targets))}
+    for key, value in (ours | {"peft_type": "LORA", "use_rslora": False, "use_dora": False}).items():
         said = found.get(key)
         if (sorted(map(str, said)) if isinstance(said, list) else said) != value:
             raise CheckpointError(
-                f"{folder}: adapter_config.json says {key}={said!r}, config.yaml {value!r}; "
+                f"{folder}: adapter_config.json says {key}={said!r}, its training {value!r}; "
                 f"copy both from the training's folder"
             )
 

@@ -134,10 +134,14 @@ def test_pipes_are_no_data(tmp_path: Path) -> None:
     """Each would wait for a writer for ever."""
     for name in ("a.tar", "a.parquet", "a.jsonl"):
         os.mkfifo(tmp_path / name)
-    with pytest.raises(DataError, match=r"no \*\.tar in it"):
-        prepare(Request("webdataset", str(tmp_path), tmp_path / "out"))
-    with pytest.raises(DataError, match=r"no manifest\.json, state\.json, \*\.parquet or \*\.arrow"):
-        open_table(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/b.tar").symlink_to("nowhere.tar")
+    for folder, name in ((tmp_path, "a"), (tmp_path / "b", "b")):
+        with pytest.raises(DataError, match=rf"{name}\.tar is no file; remove it or get it anew"):
+            prepare(Request("webdataset", str(folder), tmp_path / "out"))
+    for read in (lambda: open_table(tmp_path), lambda: prepare(Request("pipe", str(tmp_path), tmp_path / "out"))):
+        with pytest.raises(DataError, match=r"a\.parquet is no file; remove it or get it anew"):
+            read()
     with pytest.raises(DataError, match=r"a\.jsonl is no file; give a UTF-8 file"):
         read_lines(tmp_path / "a.jsonl", tmp_path)
 

@@ -109,6 +109,13 @@ def test_a_finished_run_says_so(run: Path, go_on: Continue, capsys: pytest.Captu
     assert from_yaml(TrainConfig, run / "config.yaml").steps == 4
 
 
+def test_a_run_that_lost_its_config_is_not_continued_with_another(run: Path, go_on: Continue) -> None:
+    (run / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"holds checkpoints, but no config\.yaml that says of which training"):
+        go_on(run, "seed=7")
+    assert not (run / "config.yaml").exists()
+
+
 def test_a_finished_tokenizer_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train_tokenizer(tokenizer_config(tmp_path / "tokenizer"))
 

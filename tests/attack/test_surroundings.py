@@ -79,6 +79,13 @@ def test_texts_are_utf8_in_any_locale(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == "\xa0\u6f22".encode()
 
 
+def test_figures_need_no_display(tmp_path: Path) -> None:
+    code = "from editar.report.plots import load_pyplot; print(load_pyplot().get_backend())"
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "nosuch"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.stdout.lower() == "agg\n", done.stderr
+
+
 def test_a_lock_without_room(tmp_path: Path) -> None:
     code = "import resource\nfrom pathlib import Path\nfrom editar.runtime.lock import sole_run\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\nsole_run(Path('run')).__enter__()"

@@ -140,7 +140,8 @@ def test_a_description_of_another_adapter_is_refused(lora_run: Path, tiny_run: P
     copy = shutil.copytree(lora_run, tmp_path / "copy")
     file = copy / "adapter_config.json"
     for text, message in (
-        (file.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 16.0'), r"lora_alpha=16.0, config.yaml 8.0"),
+        (file.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 16.0'), r"lora_alpha=16.0, its training 8.0"),
+        (file.read_text().replace('"use_rslora": false', '"use_rslora": true'), "use_rslora=True, its training False"),
         ("[]", "not a mapping"),
         (file.read_text()[:-20], "adapter_config.json is damaged"),
     ):

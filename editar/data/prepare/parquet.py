@@ -28,7 +28,7 @@ from editar.data.prepare.request import ROW_GROUP, Request
 from editar.data.prepare.webdataset import TarInput, list_tars
 from editar.data.prepare.work import ShardWriter, run_units, tick
 from editar.data.shards import row_of
-from editar.data.tables import IMAGE, label_map, listed_table, of_split, stream_rows
+from editar.data.tables import IMAGE, files_in, label_map, listed_table, of_split, stream_rows
 from editar.errors import DataError, one_line
 from editar.images import encode_image
 from editar.runtime.files import write_json
@@ -167,7 +167,7 @@ def list_inputs(request: Request) -> list[Input | TarInput]:
         root = Path(request.origin)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; give the downloaded parquet files or hf://owner/name")
-        paths = sorted(path for path in root.rglob("*.parquet") if path.is_file())
+        paths = files_in(root, ".parquet")
         found = [Input(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]
     if not found:
         raise DataError(f"{request.origin}: no *.parquet in it; {request.source} is downloaded as parquet files")

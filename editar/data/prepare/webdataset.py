@@ -14,6 +14,7 @@ from typing import Any
 
 from editar.data.pictures import check_end
 from editar.data.prepare.seed import LARGEST
+from editar.data.tables import files_in
 from editar.errors import DataError, one_line
 
 PARTS = {"src": "source", "tgt": "target", "txt": "instruction"}
@@ -79,8 +80,7 @@ def list_tars(origin: str) -> list[TarInput]:
     root = Path(origin)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the downloaded tars")
-    found = (path for path in root.rglob("*") if path.is_file())
-    paths = sorted(path for path in found if path.name.endswith((".tar", ".tar.gz", ".tgz")))
+    paths = files_in(root, ".tar", ".tar.gz", ".tgz")
     if not paths:
         raise DataError(f"{origin}: no *.tar in it; webdataset is downloaded as tars")
     return [TarInput(path.relative_to(root).as_posix(), str(path), path.stat().st_size) for path in paths]
