@@ -6,6 +6,7 @@ One edit runs at a time, others wait in a queue. Needs gradio: `pip install -e "
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -242,6 +243,10 @@ def serve(cfg: AppConfig, block: bool = True) -> gradio.Blocks:
     pipeline = EditPipeline.from_pretrained(
         cfg.checkpoint, cfg.device, cfg.sampling, cfg.compile, cfg.int8, cfg.dtype, cfg.text.name, lora=cfg.lora
     )
+    try:
+        socket.getaddrinfo(cfg.host, None)
+    except OSError as error:
+        raise ConfigError(f"host={cfg.host}: no address of this machine ({one_line(error)})") from None
     page = build(cfg, pipeline)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
     try:

@@ -146,6 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         raise ConfigError(f"--out {args.out} is a file; give a folder")
+    if not (args.tokenizer / "config.yaml").is_file():
+        raise ConfigError(f"--tokenizer {args.tokenizer}: give the folder of a tokenizer's training")
     clock = Stages()
     torch.manual_seed(0)
     bench = Bench(args.samples)

@@ -18,7 +18,7 @@ from editar.errors import CheckpointError
 from editar.runtime.entry import script
 from editar.runtime.files import load_weights, new_folder, read_starts, save_weights, weights_header, write_text
 from editar.runtime.log import echo
-from editar.weights.load import check_own_tokenizer, save_pair
+from editar.weights.load import check_header, save_pair
 
 WEIGHTS = ("model.safetensors", "tokenizer.safetensors")
 # The usage history is only of interest while a tokenizer is trained.
@@ -31,10 +31,11 @@ def export(run: Path, out: Path, decoder: Path | None = None) -> None:
     starts = read_starts(run)
     states = {WEIGHTS[0]: load_weights(run / WEIGHTS[0])}
     is_gpt = "gpt" in read_yaml(run / "config.yaml")
-    from_yaml(TrainConfig if is_gpt else TokenizerTrainConfig, run / "config.yaml")  # a damaged one is not passed on
     if is_gpt:
         states[WEIGHTS[1]] = load_weights(run / WEIGHTS[1])
-        check_own_tokenizer(run, states[WEIGHTS[1]])
+        check_header(run, from_yaml(TrainConfig, run / "config.yaml"), states[WEIGHTS[1]])
+    else:
+        from_yaml(TokenizerTrainConfig, run / "config.yaml")  # a damaged one is not passed on
     if decoder is not None:
         tokenizer = list(states)[-1]  # the only file of a tokenizer's run
         states[tokenizer] = with_decoder(states[tokenizer], decoder)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from editar.config import PicturesConfig
+from editar.errors import ConfigError
 from editar.runtime.entry import at_least, script
 from editar.runtime.log import echo
 
@@ -30,6 +31,8 @@ def main() -> None:
     from editar.runtime.files import spare_inputs, write_json
 
     if options.out is not None:
+        if options.out.suffix != ".json":
+            raise ConfigError(f"--out {options.out}: give the name of a .json file")
         spare_inputs(options.out, [options.run, options.pictures])
 
     cfg = PicturesConfig(path=options.pictures, column=options.column)

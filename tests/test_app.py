@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_a_port_in_use_is_named(desk: Desk) -> None:
         cfg = load_config(
             AppConfig, "app", [f"checkpoint={desk.cfg.checkpoint}", f"output_dir={desk.cfg.output_dir}", f"port={port}"]
         )
+        with pytest.raises(ConfigError, match=r"host=no\.such\.invalid: no address of this machine"):
+            serve(replace(cfg, host="no.such.invalid"), block=False)
         with pytest.raises(ConfigError, match=f"port={port} of host=127.0.0.1"):
             serve(cfg, block=False)
 

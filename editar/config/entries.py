@@ -166,6 +166,8 @@ class TokenizerTrainConfig:
             )
         if self.data.path is None and self.image_size != 64:
             raise ConfigError(f"image_size={self.image_size}: the nano world's pictures have 64 pixels; give data.path")
+        if self.gan_weight > 0 and self.image_size < 24:
+            raise ConfigError(f"image_size={self.image_size}: the discriminator of gan_weight needs at least 24 pixels")
         if self.freeze_codes and (self.tokenizer.weights is None or self.kmeans_at >= 0 or self.restart_every > 0):
             raise ConfigError("freeze_codes needs tokenizer.weights=RUN, kmeans_at=-1 and restart_every=0")
 

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from editar.errors import DataError, one_line
 
+OWN_NAME = "editar.name"  # in the metadata of a prepared file
+
 
 class Shard(ABC):
     """An open file as groups of rows; group g begins at row `starts[g]`."""
@@ -19,6 +21,7 @@ class Shard(ABC):
     path: Path
     schema: pa.Schema
     starts: list[int]
+    name: str | None = None  # that prepare_data.py gave it
 
     def read_group(self, group: int, columns: list[str]) -> pa.Table | pa.RecordBatch:
         """The named columns of a group. Raises DataError where the file is damaged or lacks one."""
@@ -42,6 +45,8 @@ class ParquetShard(Shard):
         self.schema, self._metadata = self._file.schema_arrow, self._file.metadata
         groups = [self._metadata.row_group(g) for g in range(self._metadata.num_row_groups)]
         self.starts = [0, *accumulate(group.num_rows for group in groups)]
+        name = (self._metadata.metadata or {}).get(OWN_NAME.encode())
+        self.name = None if name is None else name.decode(errors="replace")
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         return self._file.read_row_group(group, columns=columns, use_threads=False).select(columns)

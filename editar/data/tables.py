@@ -114,6 +114,8 @@ class Table:
                     f"{shard.path} holds {shard.starts[-1]} rows, {MANIFEST} lists {self._listed[number]}; "
                     f"copy the folder anew or prepare it again"
                 )
+            if self._listed is not None and shard.name is not None and shard.name != shard.path.name:
+                raise DataError(f"{shard.path} is a copy of {shard.name}; copy the folder anew or prepare it again")
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)

@@ -32,6 +32,8 @@ def load_scored(argument: str) -> ScoredFolder:
     name, equals, path = argument.partition("=")
     if not equals or Path(argument).exists():
         return ScoredFolder(argument, load_evaluation(argument))
+    if not name:
+        raise BenchmarkError(f"{argument}: give a name before the equals sign, or the folder alone")
     check_utf8("the method's name", name)
     evaluation = load_evaluation(path)
     if len(evaluation.methods) != 1:

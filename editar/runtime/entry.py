@@ -61,8 +61,8 @@ def as_written(cls: type, override: str) -> str:
     """An override whose value, if the field holds free text or a path, is quoted for Hydra and OmegaConf, which would
     read commas, apostrophes, `${...}` or `1e5` in their own way. `null` stays null, and what is quoted already loses
     its quotes. A key of an open section needs no plus sign. Raises ConfigError for `???`, which OmegaConf cannot hold,
-    for a value without a key, for Hydra's own settings, for an empty mapping, which Hydra would merge to no effect, and
-    for a number where OmegaConf would take any as true."""
+    for a value without a key, for Hydra's own settings, for an empty mapping, which Hydra would merge to no effect, for
+    a group's choice that there is not, and for a number where OmegaConf would take any as true."""
     key, given, text = override.partition("=")
     if (given and not key.strip("+~")) or override.startswith("-"):
         raise ConfigError(f"{override}: a setting is KEY=VALUE, and --help lists them")
@@ -74,8 +74,10 @@ def as_written(cls: type, override: str) -> str:
         return f"++{override}"
     if text.replace(" ", "") == "{}":
         raise ConfigError(f"{override}: an empty mapping changes nothing; ~{key}.NAME leaves an entry out")
-    if text == "null" and (groups := sorted(path.stem for path in (CONFIG_DIR / key).glob("*.yaml"))):
-        raise ConfigError(f"{override}: {key} is one of {', '.join(groups)}")
+    group = key.lstrip("+").partition("@")[0]
+    choices = sorted(path.stem for path in CONFIG_DIR.glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
+    if given and choices and text.strip("'\"") not in choices:
+        raise ConfigError(f"{override}: {group} is one of {', '.join(choices)}")
     kind, free_text = kind_of(cls, key.lstrip("+"))
     if given and bool in (get_args(kind) or [kind]) and text.lower() not in ("true", "false", "null"):
         raise ConfigError(f"{override}: neither true nor false")

@@ -35,7 +35,7 @@ from editar.sampling.fit import Fitted, Picture, fit_picture, read_picture
 from editar.sampling.masks import known_codes_outside
 from editar.sampling.stats import GenerationStats
 from editar.weights.adapter import FILES, open_run
-from editar.weights.load import save_pair
+from editar.weights.load import SETTINGS, model_settings, save_pair
 
 AT_ONCE = 8  # pictures in the tokenizer, whose activations are large
 OUTPUTS: dict[str, Callable[[Image.Image], Any]] = {"pil": lambda image: image, "np": np.asarray, "pt": to_tensor}
@@ -94,7 +94,8 @@ class EditPipeline(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_text(save_directory / FILES[0], to_yaml(self.cfg))
-        save_pair(save_directory, self.gpt.state_dict(), self.tokenizer.state_dict())
+        header = {SETTINGS: model_settings(self.cfg)}
+        save_pair(save_directory, self.gpt.state_dict(), self.tokenizer.state_dict(), header)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         size = sum(parameter.numel() for parameter in self.gpt.parameters())

@@ -28,7 +28,7 @@ from editar.training.optim import make_optimizers
 from editar.training.parallel import micro_batch, parallelise
 from editar.training.planning.dry_run import check_disk
 from editar.weights.adapter import ADAPTER_FILES, FILES, adapt, adapter_weights, base_of, check_base
-from editar.weights.load import TOKENIZER, load_gpt, load_vq, vq_checksum
+from editar.weights.load import SETTINGS, TOKENIZER, load_gpt, load_vq, model_settings, vq_checksum
 from editar.weights.run_checkpoint import latest_checkpoint
 
 
@@ -70,7 +70,7 @@ def build_run(cfg: TrainConfig, ranks: Ranks, folder: Path) -> Run:
         check_disk(cfg)
     torch.manual_seed(cfg.seed)  # here, so that ranks agree, also on the null tables, which DDP does not send
     tokenizer = vq_checksum(encoders.tokenizer.state_dict())
-    gpt, file = GPT(cfg.gpt), NewestWeights(header={TOKENIZER: tokenizer})
+    gpt, file = GPT(cfg.gpt), NewestWeights(header={TOKENIZER: tokenizer, SETTINGS: model_settings(cfg)})
     if cfg.lora.rank:
         file = start_adapter(cfg, gpt, encoders.tokenizer, folder, ranks)
     elif cfg.init_from is not None and newest is None:

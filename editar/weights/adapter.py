@@ -23,7 +23,7 @@ from editar.runtime.files import load_weights, parse_json, some, weights_header,
 from editar.runtime.hub import local_folder
 from editar.weights.load import (
     TOKENIZER,
-    check_own_tokenizer,
+    check_header,
     check_values,
     load_gpt,
     load_vq,
@@ -49,7 +49,7 @@ def open_run(
     gpt, tokenizer = GPT(cfg.gpt), VQModel(cfg.tokenizer)
     load_gpt(gpt, folder, strict=True)
     load_vq(tokenizer, folder)
-    check_own_tokenizer(folder, tokenizer.state_dict())
+    check_header(folder, cfg, tokenizer.state_dict())
     if lora is not None:
         adapter = adapter_folder(lora)
         trained = from_yaml(TrainConfig, adapter / "config.yaml")

@@ -29,7 +29,16 @@ from editar.runtime.files import (
 )
 from editar.runtime.manifest import load_manifest
 from editar.weights.adapter import ADAPTER_FILES, adapter_folder, open_run
-from editar.weights.load import check_values, gpt_advice, judge, read_tokenizer, save_pair, vq_advice
+from editar.weights.load import (
+    SETTINGS,
+    check_values,
+    gpt_advice,
+    judge,
+    model_settings,
+    read_tokenizer,
+    save_pair,
+    vq_advice,
+)
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 from editar.weights.run_checkpoint import latest_checkpoint, read_whole, write_whole
 
@@ -87,14 +96,15 @@ def _import(
     if cfg is not None:
         judge(meta_gpt(cfg.gpt), state, info, False, gpt_advice(info.sizes, cfg.gpt))
     training = resumable_state(state, info, cfg) if keep_optimizer else None
+    header = {} if cfg is None else {SETTINGS: model_settings(cfg)}
     if codes:
-        save_pair(partial, state, codes)
+        save_pair(partial, state, codes, header)
     else:
-        save_weights(state, partial / "model.safetensors")
+        save_weights(state, partial / "model.safetensors", header)
     if cfg is not None:
         write_text(partial / "config.yaml", to_yaml(cfg))
     if training is not None:
-        write_whole(partial, int(info.training.get("steps", 0)), training)
+        write_whole(partial, steps_of(info), training)
     write_json(partial / "source.json", describe_source(info))
     return info
 
@@ -115,7 +125,7 @@ def merge_adapter(base: str | Path, lora: str | Path, folder: str | Path) -> Non
         cfg, gpt, tokenizer = open_run(base, lora=lora)
         cfg.lora = LoraConfig()
         write_text(partial / "config.yaml", to_yaml(cfg))
-        save_pair(partial, gpt.state_dict(), tokenizer.state_dict())
+        save_pair(partial, gpt.state_dict(), tokenizer.state_dict(), {SETTINGS: model_settings(cfg)})
         header = weights_header(adapter_folder(lora) / ADAPTER_FILES[1])
         write_json(partial / "source.json", {"source": str(base), "lora": str(lora), **header})
 
@@ -140,6 +150,14 @@ def gpt_config(
     return cfg
 
 
+def steps_of(info: WeightsInfo) -> int:
+    """How many steps an official checkpoint says it has behind it."""
+    steps = info.training.get("steps", 0)
+    if not isinstance(steps, int) or steps < 0:
+        raise CheckpointError(f"{info.source}: steps={steps!r} is no number of training steps")
+    return steps
+
+
 def resumable_state(state: State, info: WeightsInfo, cfg: TrainConfig | None) -> dict[str, Any]:
     """An official checkpoint as `read_whole` would return one of ours: weights and AdamW moments by name."""
     optimizer = info.training.get("optimizer", {})
@@ -161,6 +179,11 @@ def resumable_state(state: State, info: WeightsInfo, cfg: TrainConfig | None) ->
             raise CheckpointError(f"{info.source}: holds no AdamW state of {name}, which should be {index}") from None
         if moments[name]["exp_avg"].shape != state[name].shape:
             raise CheckpointError(f"{info.source}: its AdamW state {index} has not the shape of {name}")
+        if (
+            not all(value.isfinite().all() for value in moments[name].values())
+            or (moments[name]["exp_avg_sq"] < 0).any()
+        ):
+            raise CheckpointError(f"{info.source}: its AdamW state {index}, of {name}, is not finite, or negative")
     trained = {name: state[name] for name, _ in gpt.named_parameters()}
     found = {
         "model": {name: state[name] for name in gpt.state_dict()},

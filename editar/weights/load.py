@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from editar.config import GPTConfig, RopeConfig, TokenizerConfig
-from editar.errors import CheckpointError
+from editar.config import GPTConfig, RopeConfig, TokenizerConfig, TrainConfig
+from editar.errors import CheckpointError, one_line
 from editar.models.gpt import GPT
-from editar.runtime.files import check_state, save_weights, some, weights_header
+from editar.runtime.files import check_state, parse_json, save_weights, some, weights_header
 from editar.weights.read import State, WeightsInfo, official_name, read_checkpoint
 
 
@@ -38,7 +39,9 @@ EXPECTED = (
 )
 
 
-TOKENIZER = "tokenizer"  # in the header of a GPT's or an adapter's weights: `vq_checksum` of the one it was trained on
+# In the header of a GPT's weights, the first also of an adapter's.
+TOKENIZER = "tokenizer"  # `vq_checksum` of the one it was trained on
+SETTINGS = "settings"  # `model_settings` that it was trained with
 
 
 @dataclass
@@ -154,19 +157,42 @@ def vq_checksum(state: Mapping[str, torch.Tensor]) -> str:
     return tensor_checksum({key: value for key, value in state.items() if key != "quantize.codebook_used"})
 
 
-def save_pair(folder: Path, gpt: State, vq: State, metadata: Mapping[str, str] | None = None) -> None:
+def model_settings(cfg: TrainConfig) -> str:
+    """As JSON, the settings that change what a model computes and that the shapes of its weights do not show."""
+    found = {"gpt.n_head": cfg.gpt.n_head, "gpt.n_kv_head": cfg.gpt.n_kv_head, "gpt.norm_eps": cfg.gpt.norm_eps}
+    found |= {f"rope.{key}": value for key, value in asdict(cfg.gpt.rope).items()}
+    found |= {f"tokenizer.{key}": getattr(cfg.tokenizer, key) for key in ("norm_groups", "codebook_l2_norm")}
+    if cfg.text.name == "nano":
+        own = ("nano_layers", "nano_heads", "nano_seed", "extra_words")
+        found |= {f"text.{key}": getattr(cfg.text, key) for key in own}
+    return json.dumps(found)
+
+
+def save_pair(folder: Path, gpt: State, vq: State, header: Mapping[str, str]) -> None:
     """model.safetensors and tokenizer.safetensors of a run folder; the header of the first names the second."""
     save_weights(vq, folder / "tokenizer.safetensors")
-    save_weights(gpt, folder / "model.safetensors", {**(metadata or {}), TOKENIZER: vq_checksum(vq)})
+    save_weights(gpt, folder / "model.safetensors", {**header, TOKENIZER: vq_checksum(vq)})
 
 
-def check_own_tokenizer(folder: Path, vq: State) -> None:
-    """Raises CheckpointError where the GPT's weights in `folder` name another tokenizer; older files name none."""
-    stored = weights_header(folder / "model.safetensors").get(TOKENIZER)
+def check_header(folder: Path, cfg: TrainConfig, vq: State) -> None:
+    """Raises CheckpointError where the GPT's weights in `folder` name another tokenizer or other settings than
+    `cfg`'s; older files name none."""
+    header = weights_header(folder / "model.safetensors")
+    stored = header.get(TOKENIZER)
     if stored is not None and stored != (found := vq_checksum(vq)):
         raise CheckpointError(
             f"{folder}: the GPT was trained on the codes of a tokenizer with checksum {stored}, tokenizer.safetensors "
             f"has {found}; copy the folder anew (a decoder trained further comes in by scripts/export_run.py --decoder)"
+        )
+    try:
+        ours, trained = (dict(parse_json(text)) for text in (model_settings(cfg), header.get(SETTINGS, "{}")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: model.safetensors has a damaged header ({one_line(error)})") from None
+    changed = [f"{key}={ours.get(key)}, was {value}" for key, value in trained.items() if ours.get(key) != value]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: config.yaml has other settings than the GPT was trained with ({some(changed, 3)}); copy it "
+            f"anew (scripts/convert_weights.py --config makes a folder of the same weights with others)"
         )
 
 

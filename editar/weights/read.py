@@ -13,6 +13,7 @@ import argparse
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -105,10 +106,17 @@ def read_file(path: Path) -> Any:
     if not head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its old bare pickle
         raise CheckpointError(f"{path}: neither a torch nor a safetensors file")
     try:
-        if head.startswith(b"PK") and (entry := zipfile.ZipFile(path).testzip()) is not None:
-            raise ValueError(f"{entry} is not as it was written")
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
+            if not head.startswith(b"PK"):
+                return torch.load(path, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(path) as archive:
+                if (entry := archive.testzip()) is not None:
+                    raise ValueError(f"{entry} is not as it was written")
+                sizes = Counter(info.file_size for info in archive.infolist())
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if short := Counter(storage_sizes(found).values()) - sizes:  # torch would read on behind the end of an entry
+            raise ValueError(f"no entry has the {next(iter(short))} bytes of one of its tensors")
+        return found
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is None:
@@ -118,6 +126,18 @@ def read_file(path: Path) -> Any:
         ) from None
     except Exception as error:  # a truncated archive fails in many types, one meaning
         raise CheckpointError(f"{path}: truncated or damaged ({one_line(error)})") from None
+
+
+def storage_sizes(found: Any) -> dict[int, int]:
+    """Address -> bytes of what the tensors in nested containers are stored in."""
+    if isinstance(found, torch.Tensor):
+        if found.is_meta or found.layout != torch.strided:
+            return {}
+        return {found.untyped_storage().data_ptr(): found.untyped_storage().nbytes()}
+    if isinstance(found, argparse.Namespace):
+        found = vars(found)
+    items = found.values() if isinstance(found, Mapping) else found if isinstance(found, (list, tuple)) else ()
+    return {address: size for item in items for address, size in storage_sizes(item).items()}
 
 
 def unwrap(tensors: Mapping[str, torch.Tensor]) -> State:

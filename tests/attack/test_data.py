@@ -89,6 +89,18 @@ def test_the_key_follows_links(tmp_path: Path) -> None:
     assert len(set(seen)) == 2 and FolderTable(own).revision == seen[-1]
 
 
+def test_a_shard_in_the_place_of_another_is_named(tmp_path: Path) -> None:
+    raw = miniature.write_pipe(tmp_path / "raw", 6, files=1)
+    prepare(Request("pipe", str(raw), tmp_path / "pipe", rows_per_shard=3))
+    first, second = sorted((tmp_path / "pipe").glob("*.parquet"))
+    manifest = json.loads((tmp_path / "pipe/manifest.json").read_text())
+    first.write_bytes(second.read_bytes())
+    manifest["files"][0]["bytes"] = manifest["files"][1]["bytes"]
+    (tmp_path / "pipe/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=rf"{first.name} is a copy of {second.name}; copy the folder anew"):
+        open_table(tmp_path / "pipe")
+
+
 def test_every_damage_to_cached_codes_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard_path(run / "codes/nano", 0)
     whole, table, rng = path.read_bytes(), pq.read_table(path), random.Random(0)

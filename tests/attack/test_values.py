@@ -98,6 +98,9 @@ def test_a_value_needs_a_key(override: str) -> None:
             ["--source", "nano", "--rows", "0:300", "experiment=nano"],
             "a sheet shows at most 256",
         ),
+        ("score_tokenizer", ["run", "pictures", "--out", "config.yaml"], "--out config.yaml: give the name of a .json"),
+        ("demo", ["--tokenizer", "nowhere"], "--tokenizer nowhere: give the folder of a tokenizer's training"),
+        ("report", ["=scores"], "=scores: give a name before the equals sign"),
         ("push_to_hub", ["run", "o/n\n---\nx", "--save", "x"], "give the repository as owner/name"),
         ("prepare_data", ["webdataset", "a", "out", "--allow-truncated"], "--allow-truncated is of seed_unsplash"),
         ("prepare_data", ["seed_unsplash", "a", "out", "--split", "test"], "seed_unsplash has no splits"),
@@ -122,6 +125,8 @@ def test_a_script_names_what_it_cannot_do(
     ("override", "message"),
     [
         ("gpt=null", "gpt is one of 3b, b, l, nano"),
+        ("rope=1", "rope is one of "),
+        ("+source@data.sources.x=[1]", "source is one of "),
         ("data.sources={}", r"changes nothing; ~data\.sources\.NAME leaves an entry out"),
         ("+source@data.sources.a b=folder", "not readable as KEY=VALUE"),
         ("optim.lr='1", "not readable as KEY=VALUE"),
@@ -179,6 +184,9 @@ def test_a_benchmark_refuses_settings_of_others() -> None:
 def test_settings_without_effect_are_refused(refusal: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="the nano world's pictures have 64 pixels"):
         load_config(TokenizerTrainConfig, "train_tokenizer", ["output_dir=x", "image_size=128"])
+    small = ["data.path=x", "recipe=llamagen", "lpips_weight=0", "gan_weight=0.5", "image_size=16"]
+    with pytest.raises(ConfigError, match="image_size=16: the discriminator of gan_weight needs at least 24 pixels"):
+        load_config(TokenizerTrainConfig, "train_tokenizer", ["output_dir=x", *small])
     with pytest.raises(ConfigError, match=r"baseline\.\* are given, but no baseline=NAME"):
         load_config(EvalConfig, "eval", ["checkpoint=x", "output_dir=x", "baseline.size=256"])
     with pytest.raises(ConfigError, match=r"wandb\.project=a/b must not have / in it"):

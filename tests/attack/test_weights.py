@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -84,12 +85,33 @@ def test_a_tokenizer_of_another_training_is_refused(tiny_run: Path, tmp_path: Pa
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("n_head: 2", "n_head: 1"), "gpt.n_head=1, was 2"),
+        (("base: 50.0", "base: 60.0"), "rope.base=60.0, was 50.0"),
+        (("nano_seed: 0", "nano_seed: 4"), "text.nano_seed=4, was 0"),
+    ],
+)
+def test_other_settings_than_the_trained_are_refused(
+    tiny_run: Path, run: Path, change: tuple[str, str], told: str
+) -> None:
+    """No tensor has another shape, and every picture would be another one."""
+    text = (run / "config.yaml").read_text()
+    assert change[0] in text
+    (run / "config.yaml").write_text(text.replace(*change))
+    with pytest.raises(CheckpointError, match=rf"other settings than the GPT was trained with \({re.escape(told)}\)"):
+        EditPipeline.from_pretrained(run, "cpu")
+
+
 def test_every_pair_of_weights_names_its_tokenizer(tiny_run: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     export(tiny_run, tmp_path / "exported")
     EditPipeline.from_pretrained(tiny_run, "cpu").save_pretrained(tmp_path / "saved")
     import_weights(tiny_run, tmp_path / "imported", tokenizer=str(tiny_tokenizer))
+    made = [tiny_run, *(tmp_path / name for name in ("exported", "saved", "imported"))]
+    assert len({weights_header(folder / "model.safetensors")["settings"] for folder in made}) == 1
     shipped = [ROOT / "reference/nano", ROOT / "reference/nano_pairs"]
-    for folder in (tiny_run, *(tmp_path / name for name in ("exported", "saved", "imported")), *shipped):
+    for folder in (*made, *shipped):
         named = weights_header(folder / "model.safetensors")["tokenizer"]
         assert named == vq_checksum(load_weights(folder / "tokenizer.safetensors"))
         EditPipeline.from_pretrained(folder, "cpu")
@@ -142,6 +164,21 @@ def test_a_flipped_bit_in_a_torch_file_is_noticed(tmp_path: Path) -> None:
         read_file(path)
 
 
+@pytest.mark.parametrize("entry", ["0", "1"])
+def test_an_entry_cut_short_in_a_torch_file_is_noticed(tmp_path: Path, entry: str) -> None:
+    """The archive's own checksums are right, and torch would read on behind the entry's end."""
+    torch.save(
+        {"model": {"a": torch.ones(1000)}, "optimizer": {"state": {0: {"step": [torch.ones(50)]}}}}, tmp_path / "a.pt"
+    )
+    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as cut:
+        for name in whole.namelist():
+            content = whole.read(name)
+            cut.writestr(name, content[: len(content) * 9 // 10] if name.endswith(f"data/{entry}") else content)
+    assert read_file(tmp_path / "a.pt")["model"]["a"].sum() == 1000
+    with pytest.raises(CheckpointError, match=r"b\.pt: truncated or damaged \(no entry has the (4000|200) bytes of"):
+        read_file(tmp_path / "b.pt")
+
+
 def test_a_networks_pickle_is_not_run_nor_recommended(tmp_path: Path) -> None:
     from transformers import CLIPModel
 
@@ -191,6 +228,6 @@ def test_a_tokenizer_that_overflows_draws_nothing(tiny_run: Path, tmp_path: Path
     state = load_weights(run / "tokenizer.safetensors")
     key = next(key for key in state if key.startswith("decoder.") and key.endswith("norm_out.weight"))
     state[key] = torch.full_like(state[key], 3e38)
-    save_pair(run, load_weights(run / "model.safetensors"), state)
+    save_pair(run, load_weights(run / "model.safetensors"), state, {})
     with pytest.raises(CheckpointError, match="draws pixels that are not finite"):
         EditPipeline.from_pretrained(run)(np.zeros((64, 64, 3), np.uint8), "x")

@@ -59,7 +59,7 @@ def test_editar_xl_is_the_paper() -> None:
         (["precision=fp8"], "precision=fp8 is not one of bf16, fp32"),
         (["drop.text=0.9", "drop.both=0.9"], "drop.* must sum to at most 1"),
         (["sampling.cfg_scale=0.5"], "sampling.cfg_scale=0.5 must be at least 1"),
-        (["gpt=huge"], "Could not find 'gpt/huge'"),
+        (["gpt=huge"], "gpt=huge: gpt is one of 3b, b, l, nano"),
     ],
 )
 def test_mistakes_are_one_line(overrides: list[str], expected: str) -> None:

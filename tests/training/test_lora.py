@@ -128,7 +128,7 @@ def test_an_adapter_of_other_weights_is_refused(lora_run: Path, tiny_run: Path, 
         EditPipeline.from_pretrained(tiny_run, "cpu", lora=tmp_path / "nowhere")
     codes = load_file(other / "tokenizer.safetensors")
     codes["decoder.conv_out.bias"] += 0.01
-    save_pair(other, load_file(tiny_run / "model.safetensors"), codes)
+    save_pair(other, load_file(tiny_run / "model.safetensors"), codes, {})
     with pytest.raises(CheckpointError, match="trained on a tokenizer with checksum"):
         EditPipeline.from_pretrained(other, "cpu", lora=lora_run)
     with pytest.raises(ConfigError, match=r"tokenizer\.weights=.* is not the tokenizer of init_from"):

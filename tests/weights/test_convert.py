@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -266,6 +267,12 @@ def test_an_optimiser_state_that_cannot_be_kept_is_refused(tmp_path: Path) -> No
     del swapped[20]
     swapped[0], swapped[1] = swapped[1], swapped[0]
     assert "holds no AdamW state of alignment.bias, which should be 20" in refused(release)
+    for key, value in (("exp_avg", torch.nan), ("exp_avg_sq", -1.0)):
+        release = official(RELEASE)
+        release["optimizer"]["state"][3][key].view(-1)[0] = value
+        assert "its AdamW state 3, of " in refused(release)
+    for steps in (-5, "many", math.nan):
+        assert f"steps={steps!r} is no number of training steps" in refused(official(RELEASE) | {"steps": steps})
 
 
 # --- out ------------------------------------------------------------------------------------------

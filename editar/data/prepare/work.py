@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from editar.data.shards import OWN_NAME
 from editar.errors import DataError
 from editar.runtime.files import checksum
 
@@ -72,6 +73,7 @@ class ShardWriter:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
             self._writer = pq.ParquetWriter(self._partial, self.schema, compression=self.compression, **options)
+            self._writer.add_key_value_metadata({OWN_NAME: f"{self.prefix}-{len(self.files):03d}.parquet"})
         self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
         self._written += len(self._buffer)
         self._buffer = []

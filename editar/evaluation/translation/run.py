@@ -22,6 +22,7 @@ from tqdm import tqdm
 from editar.config import EvalConfig
 from editar.data.sources import official_prompt
 from editar.data.tables import open_table
+from editar.errors import BenchmarkError
 from editar.evaluation.benchmark import Benchmark, smaller_than
 from editar.evaluation.translation.dataset import COLUMNS, EXPECTED_ROWS, TranslationCase, read_case
 from editar.evaluation.translation.metrics import FID, TranslationMetrics, fid_column
@@ -52,6 +53,8 @@ class Translation(Benchmark):
         self.protocol = self.rules.name
         self.table = open_table(self.root, COLUMNS[self.name], split="validation")
         self.count = min(len(self.table), cfg.rows or len(self.table))
+        if not self.count:
+            raise BenchmarkError(f"{self.root}: holds no rows; is the download complete?")
         self.fingerprint = f"{self.table.revision} {self.name} {self.rules.geometry} official {self.count}"
 
     def case(self, index: int) -> TranslationCase:

@@ -245,7 +245,7 @@ def test_other_sources_or_tokenizers_do_not_go_on(tiny_run: Path, tmp_path: Path
     shutil.copytree(tiny_run, run)
     state = load_weights(run / "tokenizer.safetensors")
     scaled = {key: value * 1.1 for key, value in state.items()}
-    save_pair(run, load_weights(run / "model.safetensors"), scaled)
+    save_pair(run, load_weights(run / "model.safetensors"), scaled, {})
     with pytest.raises(ConfigError, match=r"made with other weights_sha256, tokenizer_sha256"):
         evaluate(config(out, f"checkpoint={run}", "stage=generate"))
 
