@@ -31,9 +31,9 @@ def main() -> None:
     from editar.runtime.files import spare_inputs, write_json
 
     if options.out is not None:
+        spare_inputs(options.out, [options.run, options.pictures])
         if options.out.suffix != ".json":
             raise ConfigError(f"--out {options.out}: give the name of a .json file")
-        spare_inputs(options.out, [options.run, options.pictures])
 
     cfg = PicturesConfig(path=options.pictures, column=options.column)
     device = pick_device(options.device)

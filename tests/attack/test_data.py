@@ -92,7 +92,7 @@ def test_the_key_follows_links(tmp_path: Path) -> None:
 def test_a_shard_in_the_place_of_another_is_named(tmp_path: Path) -> None:
     raw = miniature.write_pipe(tmp_path / "raw", 6, files=1)
     prepare(Request("pipe", str(raw), tmp_path / "pipe", rows_per_shard=3))
-    first, second = sorted((tmp_path / "pipe").glob("*.parquet"))
+    first, second = sorted((tmp_path / "pipe").rglob("*.parquet"))
     manifest = json.loads((tmp_path / "pipe/manifest.json").read_text())
     first.write_bytes(second.read_bytes())
     manifest["files"][0]["bytes"] = manifest["files"][1]["bytes"]

@@ -62,8 +62,12 @@ class ShardWriter:
         return self.files
 
     @property
+    def _next(self) -> str:
+        return f"{self.prefix}-{len(self.files):03d}.parquet"
+
+    @property
     def _partial(self) -> Path:
-        path = self.folder / f"{self.prefix}-{len(self.files):03d}.parquet"
+        path = self.folder / self._next
         return path.with_name(f".{path.name}.part{os.getpid()}")
 
     def _flush(self) -> None:
@@ -73,7 +77,7 @@ class ShardWriter:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
             self._writer = pq.ParquetWriter(self._partial, self.schema, compression=self.compression, **options)
-            self._writer.add_key_value_metadata({OWN_NAME: f"{self.prefix}-{len(self.files):03d}.parquet"})
+            self._writer.add_key_value_metadata({OWN_NAME: Path(self._next).name})
         self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
         self._written += len(self._buffer)
         self._buffer = []
@@ -82,7 +86,7 @@ class ShardWriter:
         if self._writer is None:
             return
         self._writer.close()
-        name, partial = f"{self.prefix}-{len(self.files):03d}.parquet", self._partial
+        name, partial = self._next, self._partial
         entry = {"name": name, "rows": self._written, "bytes": partial.stat().st_size, "sha256": checksum(partial)}
         os.replace(partial, self.folder / name)
         self.files.append(entry)

@@ -49,7 +49,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def config(root: Path, out: Path, *overrides: str) -> EvalConfig:
-    base = [f"output_dir={out}", f"benchmark={root.name}", f"root={root}", "num_workers=0"]
+    base = [f"output_dir={out}", f"benchmark={root.stem}", f"root={root}", "num_workers=0"]
     return load_config(EvalConfig, "eval", [*base, *overrides])
 
 
