@@ -72,8 +72,6 @@ def as_written(cls: type, override: str) -> str:
         raise ConfigError(f"{key}=??? stands for a value that is missing; a file of that name is ./???")
     if given and is_open(cls, key):
         return f"++{override}"
-    if text.replace(" ", "") == "{}":
-        raise ConfigError(f"{override}: an empty mapping changes nothing; ~{key}.NAME leaves an entry out")
     group = key.lstrip("+").partition("@")[0]
     choices = sorted(path.stem for path in CONFIG_DIR.glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
     if given and choices and text.strip("'\"") not in choices:
@@ -81,6 +79,8 @@ def as_written(cls: type, override: str) -> str:
     kind, free_text = kind_of(cls, key.lstrip("+"))
     if given and bool in (get_args(kind) or [kind]) and text.lower() not in ("true", "false", "null"):
         raise ConfigError(f"{override}: neither true nor false")
+    if not free_text and text.replace(" ", "") == "{}":
+        raise ConfigError(f"{override}: an empty mapping changes nothing; ~{key}.NAME leaves an entry out")
     if not given or not free_text or text == "null":
         return override
     if key == "results" and text[:1] in ("{", "["):  # several of them

@@ -28,7 +28,11 @@ def strings(seed: int) -> list[str]:
     rng, found = random.Random(seed), []
     while len(found) < STRINGS:
         text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 8)))
-        if text.strip() and text not in ("null", "???") and not re.fullmatch(r"(['\"])((?!\1).)*\1", text, re.DOTALL):
+        if (
+            text.strip()
+            and text not in ("null", "???")
+            and not re.fullmatch(r"(['\"])(\\\1|(?!\1).)*\1", text, re.DOTALL)
+        ):
             found.append(text)
     return found
 
