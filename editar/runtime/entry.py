@@ -193,9 +193,12 @@ def told_in_one_line(program: str) -> Iterator[Told]:
             _tell(program, error, f"{error.filename}: {error.strerror}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
             _tell(program, error, f"what it prints could not be written: {error.strerror}")
-        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        if isinstance(error, UnicodeEncodeError):
             name = str(error.object)[max(0, error.start - 40) : error.end + 40]
-            _tell(program, error, f"{name!a}: a name that is not UTF-8, which cannot be recorded; give another one")
+            why = f"a name that {error.encoding}, this locale's encoding, cannot hold; set LC_ALL=C.UTF-8"
+            if error.reason == "surrogates not allowed":
+                why = "a name that is not UTF-8, which cannot be recorded; give another one"
+            _tell(program, error, f"{name!a}: {why}")
         if out_of_memory(error):
             place = f"where it happened is in {told.write_traceback()}"
             advice = 'take less at once, as "Memory" in docs/troubleshooting.md says'

@@ -189,6 +189,9 @@ def test_broken_surroundings_end_in_one_line(
     with pytest.raises(UnicodeEncodeError) as told:
         os.fsdecode(b"\xff").encode()
     assert "a name that is not UTF-8" in ends(told.value)
+    with pytest.raises(UnicodeEncodeError) as told:
+        "\u6f22.png".encode("ascii")
+    assert r"'\u6f22.png': a name that ascii, this locale's encoding, cannot hold" in ends(told.value)
     work = tmp_path / "gone"
     work.mkdir()
     command = f"PYTHONPATH={ROOT} {sys.executable} -m editar.train output_dir=x"
