@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from editar.sampling.engine.blocks import FastGPT
-from editar.sampling.engine.cache import SharedCache
+if TYPE_CHECKING:  # the engine keeps these statistics: imported in earnest, each would need the other first
+    from editar.sampling.engine.blocks import FastGPT
+    from editar.sampling.engine.cache import SharedCache
 
 
 @dataclass(frozen=True)
