@@ -38,6 +38,7 @@ from editar.runtime.files import provenance, write_json
 
 NEEDED = 36.0  # samples/s and core
 CACHED_ROWS = 8192
+CODEBOOK = 16384
 MICRO_BATCH = 8
 
 
@@ -54,7 +55,7 @@ def main() -> None:
         readers = {"pixels, 512 px PNG": Reader(source, None, 512, np.asarray)}
         for name, in_memory in (("codes, from disk", False), ("codes, in memory", True)):
             for pictures in (True, False):
-                stored = codes.CodesCache(cache.folder, cache.manifest, 0.0)
+                stored = codes.CodesCache(cache.folder, cache.manifest, 0.0, CODEBOOK)
                 stored.in_memory = in_memory
                 codes.OPEN_SHARDS = 1  # as with millions of rows, hardly any shard is open already
                 readers[f"{name}, {'with' if pictures else 'no'} teacher picture"] = Reader(
@@ -135,8 +136,8 @@ def write_cache(folder: Path, source: Source) -> codes.CodesCache:
             {
                 "id": f"pixels/{row}",
                 "task": "pixels",
-                "source": rng.integers(0, 16384, 1024, np.uint16).tobytes(),
-                "target": rng.integers(0, 16384, 1024, np.uint16).tobytes(),
+                "source": rng.integers(0, CODEBOOK, 1024, np.uint16).tobytes(),
+                "target": rng.integers(0, CODEBOOK, 1024, np.uint16).tobytes(),
                 "forward": ["a photograph of something that stands in front of something else"],
                 "backward": [],
                 "target_picture": jpegs[row % len(jpegs)],
@@ -145,7 +146,7 @@ def write_cache(folder: Path, source: Source) -> codes.CodesCache:
         ]
         write_shard(records, codes.shard_path(_made(folder / "pixels"), shard))
     (folder / "pixels" / "manifest.json").write_text(json.dumps(asdict(manifest)))
-    return codes.CodesCache(folder / "pixels", manifest, 0.0)
+    return codes.CodesCache(folder / "pixels", manifest, 0.0, CODEBOOK)
 
 
 def _made(folder: Path) -> Path:
