@@ -117,7 +117,8 @@ def main() -> int:
             continue
         limit = min(part.limit_s * options.minutes / MINUTES, end - time.monotonic())
         command = part.rehearsal if options.rehearse else part.full
-        found = run(command, limit, options.rehearse) if limit > LEAST_S else {"state": "not run: no time left"}
+        not_run = {"state": "not run: no time left"}
+        found: dict[str, Any] = run(command, limit, options.rehearse) if limit > LEAST_S else not_run
         report["parts"][part.name] = found
         gpu = found.get("figures", {}).get("gpu")
         if part.name == "environment" and options.out is None and not options.rehearse:

@@ -45,7 +45,7 @@ from editar.sampling.stats import Clock, GenerationStats, copy_bandwidth
 from editar.weights.load import load_gpt, load_vq
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ENGINES: dict[str, dict[str, bool | None]] = {
+ENGINES: dict[str, dict[str, Any]] = {
     "default": {"compile": None},
     "eager": {"compile": False},
     "compiled": {"compile": True, "capture": False},
@@ -260,7 +260,8 @@ class PlainLoop:
         """x (rows, s, D) at position (s,) -> (rows, s, V) float32."""
         mask, rope = self.mask[: self.rows, None, position], self.rope[position]
         x = x if self.learned is None else x + self.learned[position]
-        for index, layer in enumerate(self.model.layers):
+        layers: Any = self.model.layers
+        for index, layer in enumerate(layers):
             x = x + self.attention(layer.attention, layer.attention_norm(x), mask, rope, position, index)
             x = x + layer.feed_forward(layer.ffn_norm(x))
         return self.model.output(self.model.norm(x)).float()

@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace, device: torch.device, batch: int, peak:
     given = (tokenizer, encoder, pictures, words)
     makers: dict[str, Callable[[], Step]] = {"plain": partial(plain, config(options), *given)}
     makers |= {name: partial(ours, options, name, *given) for name in options.variants}
-    losses, times, peaks = {}, {name: [] for name in makers}, {}
+    losses, times, peaks = {}, {name: list[float]() for name in makers}, {}
     frozen = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     for turn in [[name] for name in makers] if device.type == "cuda" else [list(makers)]:
         steps: dict[str, Step] = {}

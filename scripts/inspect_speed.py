@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def main() -> None:
     others = [setting for setting in options.settings if setting not in (*checkpoint, *sampling)]
     if len(checkpoint) != 1:
         raise ConfigError("give one checkpoint=FOLDER")
-    changes = OmegaConf.to_container(OmegaConf.from_dotlist(sampling)).get("sampling", {})
+    given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(sampling))
+    changes = given.get("sampling", {})
     pipeline = EditPipeline.from_pretrained(checkpoint[0].removeprefix("checkpoint="), sampling=changes)
     if pipeline.cfg.sampling.greedy:
         raise ConfigError(

@@ -21,7 +21,7 @@ from editar.training.planning.dry_run import ASSUMED_MFU, frozen_bytes
 
 GPUS = (("4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))  # name, GB
 COUNTS = (1, 4, 8)
-WAYS = ([], ["activation_checkpointing=true"], ["parallel=fsdp", "activation_checkpointing=true"])
+WAYS = (list[str](), ["activation_checkpointing=true"], ["parallel=fsdp", "activation_checkpointing=true"])
 RECOMPUTED = 4 / 3  # the forward pass is a third of a step and runs twice
 
 
