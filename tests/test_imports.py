@@ -69,7 +69,9 @@ def test_any_module_may_be_imported_first() -> None:
                 wanted = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
                 packages = {parent for one in wanted for parent in parents(one)}
                 needed[name] |= ((wanted | packages) & names.keys()) - parents(name) - {name}
-    TopologicalSorter(needed).prepare()  # names the circle
+    order = list(TopologicalSorter(needed).static_order())  # CycleError names the circle
+    assert set(order) == names.keys()
+    assert all(order.index(one) < order.index(name) for name in names for one in needed[name])
 
 
 def module_name(file: Path) -> str:

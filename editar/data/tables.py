@@ -172,8 +172,8 @@ def open_table(path: str | Path, columns: list[str] | None = None, split: str = 
 
 
 def files_in(root: Path, *suffixes: str) -> list[Path]:
-    """The files below `root` whose names end so, by name. Raises DataError for a link that leads nowhere, and for what
-    would be waited for."""
+    """The files below `root` whose names end so, by name. Raises DataError for a link that leads nowhere, and for a
+    pipe, at which a reader would wait."""
     found = sorted(path for path in root.rglob("*") if path.name.endswith(suffixes) and not path.is_dir())
     if unfit := next((path for path in found if not path.is_file()), None):
         raise DataError(f"{unfit} is no file; remove it or get it anew")

@@ -57,7 +57,7 @@ def generate_results(
 ) -> list[Path]:
     """Edit every job that has no file yet; returns all files in order.
 
-    `sources_sum()` changes with the source pictures. Damaged ones are made again. Raises ConfigError
+    `sources_sum()` changes with the source pictures. Damaged results are made again. Raises ConfigError
     for a folder of another run, BenchmarkError for pictures of another run in it.
     """
     files = [folder / "images" / f"{job.name}.png" for job in jobs]
